@@ -1,0 +1,183 @@
+"""Immutable directories that others read: datasets, snapshots, checkpoints.
+
+A directory is written under a temporary name beside its final one, every file is synced, the
+manifest (with each file's sha256) comes last, and one rename publishes it. So a reader sees a
+complete directory or none, whenever the writer is killed. Leftovers of killed writers are removed
+by the next writer of the same name once their process is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import psutil
+
+from index.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Draft:
+    """A directory being written. `manifest` takes extra keys (parents, metrics, layout, …)."""
+
+    path: Path
+    manifest: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a published directory says of itself."""
+
+    kind: str
+    version: str
+    created: float
+    files: dict[str, dict[str, Any]]
+    extra: dict[str, Any]
+
+
+@contextmanager
+def create(path: Path, kind: str, *, overwrite: bool = False) -> Generator[Draft, None, None]:
+    """Write a directory atomically.
+
+    Raises ArtifactError when `path` exists and `overwrite` is false, or when its parent is no
+    directory. With `overwrite` the old directory is replaced only after the new one is complete.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not overwrite:
+        raise ArtifactError(f"{path} already exists; choose another name or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    draft_path = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    draft_path.mkdir()
+    draft = Draft(draft_path)
+    try:
+        yield draft
+        _seal(draft, kind)
+        _publish(draft_path, path)
+    except BaseException:
+        shutil.rmtree(draft_path, ignore_errors=True)
+        raise
+
+
+def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
+    """The manifest of a published directory; with `verify` every file's size and sha256 is checked.
+
+    Raises ArtifactError naming the file that is missing or differs.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    try:
+        raw = cast(dict[str, Any], orjson.loads(manifest_path.read_bytes()))
+    except FileNotFoundError:
+        reason = "is not there" if not path.exists() else f"has no {MANIFEST}"
+        raise ArtifactError(f"{kind} {path} {reason}") from None
+    except orjson.JSONDecodeError as error:
+        raise ArtifactError(f"{manifest_path} is not valid JSON: {error}") from None
+    if raw.get("kind") != kind:
+        raise ArtifactError(f"{path} is a {raw.get('kind')}, expected a {kind}")
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {raw.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; build it again"
+        )
+    files = cast(dict[str, dict[str, Any]], raw["files"])
+    for name, facts in files.items():
+        _check_file(path / name, facts, with_hash=verify)
+    known = {"kind", "format_version", "version", "created", "files"}
+    extra = {key: value for key, value in raw.items() if key not in known}
+    return Manifest(kind, str(raw["version"]), float(raw["created"]), files, extra)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write one file atomically: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _check_file(path: Path, facts: dict[str, Any], *, with_hash: bool) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; the directory is damaged, build it again")
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        raise ArtifactError(f"{path} has {size} bytes, its manifest says {facts['bytes']}")
+    if with_hash and sha256_of(path) != facts["sha256"]:
+        raise ArtifactError(f"{path} differs from its manifest's sha256; it is damaged")
+
+
+def _seal(draft: Draft, kind: str) -> None:
+    """Sync and hash every file, write the manifest. The version digests the contents."""
+    files: dict[str, dict[str, Any]] = {}
+    for file_path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
+        _sync(file_path)
+        name = file_path.relative_to(draft.path).as_posix()
+        files[name] = {"sha256": sha256_of(file_path), "bytes": file_path.stat().st_size}
+    contents = "".join(f"{name}:{facts['sha256']};" for name, facts in files.items())
+    manifest = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "version": hashlib.sha256(contents.encode()).hexdigest()[:12],
+        "created": time.time(),
+        **draft.manifest,
+        "files": files,
+    }
+    write_file(draft.path / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    for directory in sorted(p for p in draft.path.rglob("*") if p.is_dir()):
+        _sync(directory)
+    _sync(draft.path)
+
+
+def _publish(draft_path: Path, path: Path) -> None:
+    """Rename into place; an old directory steps aside first and is removed afterwards."""
+    aside: Path | None = None
+    if path.exists():
+        aside = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        path.rename(aside)
+    draft_path.rename(path)
+    _sync(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{path.name}.tmp-*-*"):
+        owner = leftover.name.rsplit("-", 2)[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""Published directories are whole or absent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from index import artifact
+from index.errors import ArtifactError
+
+
+def publish(path: Path, text: str = "hello", *, overwrite: bool = False) -> None:
+    with artifact.create(path, "thing", overwrite=overwrite) as draft:
+        (draft.path / "inner").mkdir()
+        (draft.path / "inner" / "a.txt").write_text(text)
+        draft.manifest["parents"] = ["p"]
+
+
+def test_published_directory_verifies_and_carries_extra_keys(tmp_path: Path) -> None:
+    publish(tmp_path / "x")
+    manifest = artifact.read(tmp_path / "x", "thing")
+    assert manifest.extra == {"parents": ["p"]}
+    assert set(manifest.files) == {"inner/a.txt"}
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_equal_contents_give_equal_versions(tmp_path: Path) -> None:
+    for name, text in [("x", "same"), ("y", "same"), ("z", "other")]:
+        publish(tmp_path / name, text)
+    versions = [artifact.read(tmp_path / name, "thing").version for name in "xyz"]
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_existing_directory_is_refused_and_kept(tmp_path: Path) -> None:
+    publish(tmp_path / "x", "old")
+    with pytest.raises(ArtifactError, match="already exists"):
+        publish(tmp_path / "x", "new")
+    assert (tmp_path / "x/inner/a.txt").read_text() == "old"
+    publish(tmp_path / "x", "new", overwrite=True)
+    assert (tmp_path / "x/inner/a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_failure_inside_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), artifact.create(tmp_path / "x", "thing") as draft:
+        (draft.path / "a").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["change", "truncate", "remove", "kind", "manifest"])
+def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+    publish(tmp_path / "x")
+    target = tmp_path / "x/inner/a.txt"
+    match damage:
+        case "change":
+            target.write_text("hellO")
+        case "truncate":
+            target.write_text("hell")
+        case "remove":
+            target.unlink()
+        case "manifest":
+            (tmp_path / "x/manifest.json").write_text("{")
+        case _:
+            pass
+    expected = {"kind": "is a thing", "manifest": "not valid JSON"}.get(damage, "a.txt")
+    with pytest.raises(ArtifactError, match=expected):
+        artifact.read(tmp_path / "x", "other" if damage == "kind" else "thing")
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not there"):
+        artifact.read(tmp_path / "none", "thing")
+
+
+def test_killed_writer_publishes_nothing_and_is_cleaned_up(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from index import artifact\n"
+        "with artifact.create(Path(sys.argv[1]), 'thing') as d:\n"
+        "    (d.path / 'a').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+    assert not (tmp_path / "x").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    time.sleep(0.05)
+    publish(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
