@@ -1,0 +1,143 @@
+"""RQ-OPQ codec: embedding → semantic ID.
+
+Residual levels first (each code's centroid is subtracted), then optionally two product
+sub-quantizers on the rotated residual. All levels are kept in one *additive* form: level l has
+centroids C_l of shape (K_l, d) in the embedding's own space, and
+
+    reconstruct(codes) = Σ_l C_l[code_l]            encode: code_l = argmin ‖r_l − C_l[k]‖,  r_{l+1} = r_l − C_l[code_l]
+
+For a product sub-quantizer C_l is its codebook rotated back, zero in the other subspace, so the
+same greedy rule picks the same codes. Source: METHOD §2 (RQ 4096-1024-512, OPQ 2×256), Jégou et
+al. for OPQ. Learned by `models.training.codec`; here it is arrays only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import ArtifactError, ConfigError
+from index.sid import SidLayout
+
+_ENCODE_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codec:
+    """Codebooks in additive form: `centroids[l]` float32 (K_l, d); `kinds[l]` "rq" or "opq"."""
+
+    layout: SidLayout
+    centroids: tuple[NDArray[np.float32], ...]
+    kinds: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        sizes = tuple(len(level) for level in self.centroids)
+        if sizes != self.layout.level_sizes or len(self.kinds) != len(sizes):
+            raise ConfigError(f"codebooks of sizes {sizes} do not fit layout {self.layout}")
+
+    @property
+    def dimension(self) -> int:
+        return int(self.centroids[0].shape[1])
+
+    @property
+    def id(self) -> str:
+        """Digest of layout and codebooks; a checkpoint names the codec that it was trained for."""
+        digest = hashlib.sha256(repr(self.layout.level_sizes).encode())
+        for level in self.centroids:
+            digest.update(np.ascontiguousarray(level).tobytes())
+        return digest.hexdigest()[:12]
+
+    def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Codes of embeddings (N, d), int32 (N, L), each level's nearest centroid."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
+            raise ConfigError(
+                f"embeddings of shape {embeddings.shape}, the codec expects (N, {self.dimension})"
+            )
+        codes = np.empty((len(embeddings), self.layout.levels), np.int32)
+        for start in range(0, len(embeddings), _ENCODE_BLOCK):
+            residual = embeddings[start : start + _ENCODE_BLOCK].astype(np.float32)
+            for level, centroids in enumerate(self.centroids):
+                chosen = nearest(residual, centroids)
+                codes[start : start + len(residual), level] = chosen
+                residual = residual - centroids[chosen]
+        return codes
+
+    def reconstruct(self, codes: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Sum of the codes' centroids, float32 (N, d). A prefix of levels (N, l) is allowed."""
+        total = np.zeros((len(codes), self.dimension), np.float32)
+        for level in range(codes.shape[1]):
+            total += self.centroids[level][codes[:, level]]
+        return total
+
+    def level_scores(self, embedding: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """⟨embedding, centroid⟩ at each level, float32 (K_l,): the codebook prior before β."""
+        return tuple(level @ embedding for level in self.centroids)
+
+    def quantisation_error(
+        self, embeddings: NDArray[np.float32], codes: NDArray[np.int32]
+    ) -> float:
+        """Mean squared distance between embeddings and their reconstruction."""
+        difference = embeddings - self.reconstruct(codes)
+        return float(np.einsum("nd,nd->n", difference, difference).mean())
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for level, centroids in enumerate(self.centroids):
+            np.save(directory / f"level_{level}.npy", centroids)
+        config = {"level_sizes": list(self.layout.level_sizes), "kinds": list(self.kinds)}
+        (directory / "codec.json").write_text(json.dumps(config, sort_keys=True))
+
+    @classmethod
+    def open(cls, directory: Path) -> Codec:
+        try:
+            config = json.loads((directory / "codec.json").read_text())
+        except FileNotFoundError:
+            raise ArtifactError(f"{directory} holds no codec.json") from None
+        sizes = tuple(int(size) for size in config["level_sizes"])
+        centroids = tuple(
+            np.load(directory / f"level_{level}.npy", allow_pickle=False)
+            for level in range(len(sizes))
+        )
+        return cls(SidLayout(sizes), centroids, tuple(str(kind) for kind in config["kinds"]))
+
+
+def nearest(
+    vectors: NDArray[np.float32], centroids: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Index of the nearest centroid (K, d) of each vector (N, d); ties to the smaller index."""
+    return np.argmax(vectors @ centroids.T - half_square_norms(centroids), axis=1)
+
+
+def half_square_norms(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+    """½‖c‖², float32 (K,): nearest by ⟨v,c⟩ − ½‖c‖²."""
+    return 0.5 * np.einsum("kd,kd->k", centroids, centroids)
+
+
+def usage_report(
+    codes: NDArray[np.int32], level_sizes: Sequence[int]
+) -> dict[str, float | int]:
+    """How well the codes (N, L) spread: CUR_Lk (used / possible codes or paths) and ICR.
+
+    ICR is the share of items whose SID is theirs alone. Source: METHOD §2.
+    """
+    report: dict[str, float | int] = {"items": len(codes)}
+    possible = 1
+    for level in range(len(level_sizes)):
+        possible *= level_sizes[level]
+        used = len(np.unique(codes[:, : level + 1], axis=0))
+        name = "CUR_L1" + "".join(f"xL{k + 1}" for k in range(1, level + 1))
+        if level == len(level_sizes) - 1:
+            name = "CUR_total"
+        report[name] = used / possible
+        report[f"paths_L{level + 1}"] = used
+    _, counts = np.unique(codes, axis=0, return_counts=True)
+    report["sids"] = len(counts)
+    report["items_per_sid"] = len(codes) / max(len(counts), 1)
+    report["ICR"] = float((counts == 1).sum() / max(len(codes), 1))
+    return report
