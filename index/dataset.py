@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from index import artifact
 from index.errors import ArtifactError, DataError
-from index.splits import SPLITS_NAMES, split_queries
+from index.splits import SPLIT_NAMES, split_queries
 
 KIND = "dataset"
 DEFAULT_BATCH_ROWS = 16_384
@@ -303,5 +303,5 @@ def _check_required(batch: pa.RecordBatch, schema: pa.Schema) -> None:
 
 
 def _check_split(split: str) -> None:
-    if split not in SPLITS_NAMES:
-        raise DataError(f"unknown split {split!r}; splits are {', '.join(SPLITS_NAMES)}")
+    if split not in SPLIT_NAMES:
+        raise DataError(f"unknown split {split!r}; splits are {', '.join(SPLIT_NAMES)}")
