@@ -27,44 +27,43 @@ _VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
 _CJK_START = re.compile(f"[{_CJK}]")
+# Vowel signs and accents belong to their letter, though `\w` does not know them.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x3000)) if unicodedata.category(c)[0] == "M")
 _TOKEN = re.compile(
     rf"""
-      \d+/\d+(?![\d/])          # fraction
-    | \d+\.\d+ | \.\d+ | \d+    # decimal, integer
-    | [{_CJK}]+                 # scripts without spaces
-    | [^\W\d_{_CJK}]+           # letters
+      \d+/\d+(?![\d/])                 # fraction
+    | \d+\.\d+ | \.\d+ | \d+           # decimal, integer
+    | [{_CJK}]+                        # scripts without spaces
+    | (?:[^\W\d_{_CJK}]|[{_MARKS}])+   # letters
     """,
     re.VERBOSE,
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_INCH_MARK = re.compile(r"""(?<=\d)\s*(?:"|''|”|“|″|’’)""")
+_INCH_MARK = re.compile(r"""(?<=\d)\s*(?:["”“]|''|’’|′′)""")
 _FOOT_MARK = re.compile(r"(?<=\d)\s*['’′](?!\w)|(?<=\d)['’′](?=\s*\d)")
 _POSSESSIVE = re.compile(r"(?<=[^\W\d_])['’](?:s\b)?")
+# A lone w, v or a is a unit only where it touches its number: "60W", but "24 in. W" is a width.
+_ATTACHED_UNIT = re.compile(r"(?<=\d)[wva](?!\w)")
+_UNIT_OF_LETTER = {"w": " watt", "v": " volt", "a": " amp"}
 
-_SYNONYMS = {
+_SPELLINGS = {
     "inch": "in",
     "inches": "in",
-    "ins": "in",
     "foot": "ft",
     "feet": "ft",
+    "yd": "yard",
     "gallon": "gal",
-    "gallons": "gal",
-    "gals": "gal",
     "pound": "lb",
-    "pounds": "lb",
     "lbs": "lb",
     "ounce": "oz",
-    "ounces": "oz",
+    "quart": "qt",
     "square": "sq",
     "cubic": "cu",
-    "yard": "yd",
-    "yards": "yd",
-    "volt": "v",
-    "volts": "v",
-    "watt": "w",
-    "watts": "w",
-    "amp": "a",
-    "amps": "a",
+    "shelves": "shelf",
+    "knives": "knife",
+    "leaves": "leaf",
+    "halves": "half",
+    "loaves": "loaf",
 }
 
 
@@ -93,22 +92,29 @@ def _visible(character: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Product tokens of a text, in order: "2-1/2in. PVC Tees" → ["2", "1/2", "in", "pvc", "tee"].
+    """Product tokens of a text, in order: `2-1/2" PVC Tees` → 2, 1/2, in, pvc, tee.
 
-    Numbers keep fractions and decimals, letters and digits are split apart, units have one
-    spelling, plurals are cut. Chinese, Japanese and Korean give single characters.
+    Numbers keep fractions and decimals, letters and digits are split apart ("2x4" → 2, x, 4),
+    units have one spelling (inch, inches, `"` → in), plurals are cut. Chinese, Japanese and
+    Korean give single characters.
     """
     text = normalise(text)
     if "'" in text or '"' in text or not text.isascii():
         text = _INCH_MARK.sub(" in ", text)
         text = _FOOT_MARK.sub(" ft ", text)
-        text = _POSSESSIVE.sub("", text)
+        # Cutting an apostrophe can bring a letter and an accent together.
+        text = unicodedata.normalize("NFKC", _POSSESSIVE.sub("", text))
     if "," in text:
         text = _THOUSANDS.sub("", text)
+    text = _ATTACHED_UNIT.sub(_unit, text)
     tokens = [_canonical(token) for token in _TOKEN.findall(text)]
     if text.isascii():
         return tokens
     return [part for token in tokens for part in _characters(token)]
+
+
+def _unit(match: re.Match[str]) -> str:
+    return _UNIT_OF_LETTER[match[0]]
 
 
 def _characters(token: str) -> Iterable[str]:
@@ -120,17 +126,25 @@ def _characters(token: str) -> Iterable[str]:
 
 @lru_cache(MAX_CACHED_WORDS)
 def _canonical(token: str) -> str:
-    """One spelling for each word: units, then plurals."""
-    unit = _SYNONYMS.get(token)
-    if unit is not None:
-        return unit
-    if len(token) > 3 and token.endswith("s") and not token.endswith(("ss", "us", "is")):
-        if token.endswith("ies") and len(token) > 4:
-            return token[:-3] + "y"
-        if token.endswith(("ches", "shes", "sses", "xes")):
-            return token[:-2]
-        return token[:-1]
-    return token
+    """One spelling for each word: plural endings cut, units and a few irregular words mapped.
+
+    Repeated until nothing changes, so that a canonical word stays what it is.
+    """
+    while True:
+        shorter = _SPELLINGS.get(token) or _singular(token)
+        if shorter == token:
+            return token
+        token = shorter
+
+
+def _singular(word: str) -> str:
+    if len(word) <= 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    return word[:-1]
 
 
 def item_text(row: Mapping[str, Any]) -> str:
