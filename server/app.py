@@ -1,0 +1,115 @@
+"""The ASGI application: middleware, error handlers and routes around one `Searcher`.
+
+A request passes, outermost first: RequestIds → ServerTiming → SecurityHeaders → RequestMetrics →
+AccessLog → UnexpectedErrors → BodyLimit → Admission → routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from structlog.typing import FilteringBoundLogger
+
+from server import errors
+from server.gateway import Gateway
+from server.headers import RequestIds, SecurityHeaders, ServerTiming
+from server.limits import Admission, BodyLimit
+from server.logs import AccessLog, make_logger
+from server.metrics import Metrics, RequestMetrics
+from server.routes import health, items, pages, search
+from server.schemas import DEGRADATIONS, ProblemDetails
+from server.search import Searcher
+from server.settings import Settings
+
+DESCRIPTION = (
+    "Generative search over a product catalogue: a query becomes semantic IDs of items that exist, "
+    "the items are ranked, and each answer says which model and index gave it. "
+    "Every error is `application/problem+json`."
+)
+
+
+def create_app(
+    searcher: Searcher,
+    settings: Settings,
+    *,
+    metrics: Metrics | None = None,
+    log: FilteringBoundLogger | None = None,
+) -> FastAPI:
+    """The application; the searcher is closed when the server ends."""
+    metrics = metrics or Metrics()
+    log = log or make_logger(settings.log_level)
+    gateway = Gateway(searcher, settings, metrics, log)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        yield
+        await searcher.close()
+
+    app = FastAPI(
+        title="onesearch",
+        version=version("onesearch"),
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestIds),
+            Middleware(ServerTiming),
+            Middleware(SecurityHeaders),
+            Middleware(RequestMetrics, metrics=metrics),
+            Middleware(AccessLog, log=log, with_queries=settings.log_queries),
+            Middleware(errors.UnexpectedErrors, log=log),
+            Middleware(BodyLimit, max_bytes=settings.body_bytes, timeout_s=settings.body_timeout_s),
+            Middleware(
+                Admission,
+                limit=settings.concurrent_requests,
+                retry_after_s=settings.retry_after_s,
+                metrics=metrics,
+            ),
+        ],
+    )
+    app.state.gateway = gateway
+    errors.install(app, log)
+    for router in (search.router, items.router, health.router, pages.router):
+        app.include_router(router)
+    _describe_problems(app)
+    _label_metrics(metrics, searcher)
+    return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """OpenAPI: our ProblemDetails in place of FastAPI's own form of validation error."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            schemas = schema["components"]["schemas"]
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+            own = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= own.pop("$defs", {})
+            schemas["ProblemDetails"] = own
+        return generate()
+
+    app.openapi = openapi
+
+
+def _label_metrics(metrics: Metrics, searcher: Searcher) -> None:
+    for reason in DEGRADATIONS:
+        metrics.degraded.labels(reason)
+    metrics.observe_engine(searcher.engine_statistics)
+    serving = searcher.serving()
+    metrics.build.info(
+        {
+            "version": version("onesearch"),
+            "model_version": serving.model_version if serving else "",
+            "index_version": serving.index_version if serving else "",
+        }
+    )

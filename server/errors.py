@@ -1,0 +1,250 @@
+"""Problems: every error answer is `application/problem+json` (RFC 9457) with a stable `type`.
+
+Problem (raised anywhere below the gateway)   one row of PROBLEMS + what happened this time
+OnesearchError                                "internal": its message is for whoever runs the server
+anything else                                 "internal": a bug; the log has its traceback
+
+An answer never repeats the input, a path of the machine or a traceback.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
+
+from index.errors import OnesearchError
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+MAX_PLACES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """One kind of problem: its slug never changes once published."""
+
+    slug: str
+    status: int
+    title: str
+    remedy: str
+
+
+PROBLEMS = {
+    kind.slug: kind
+    for kind in (
+        ProblemType(
+            "malformed-request", 400, "The request cannot be read", "Send valid HTTP and JSON."
+        ),
+        ProblemType(
+            "not-found", 404, "There is nothing here", "See /docs for the paths that exist."
+        ),
+        ProblemType(
+            "item-not-found",
+            404,
+            "No such item",
+            "Use an item_id of the catalogue that is being served.",
+        ),
+        ProblemType(
+            "method-not-allowed",
+            405,
+            "This path does not take that method",
+            "Use a method that the Allow header names.",
+        ),
+        ProblemType(
+            "request-timeout", 408, "The body did not arrive in time", "Send the body at once."
+        ),
+        ProblemType("body-too-large", 413, "The body is too large", "Send a smaller body."),
+        ProblemType(
+            "unsupported-media-type",
+            415,
+            "The body is not JSON",
+            "Send Content-Type: application/json.",
+        ),
+        ProblemType(
+            "invalid-request",
+            422,
+            "A field is wrong",
+            "Mend the fields that `errors` names.",
+        ),
+        ProblemType(
+            "internal",
+            500,
+            "The server failed",
+            "Try again; give the request_id to whoever runs this server.",
+        ),
+        ProblemType(
+            "overloaded", 503, "Too many requests at once", "Try again after Retry-After seconds."
+        ),
+        ProblemType(
+            "not-ready", 503, "The server is not ready", "Try again after Retry-After seconds."
+        ),
+        ProblemType(
+            "deadline-exceeded",
+            504,
+            "No answer within the time allowed",
+            "Allow more time with timeout_ms, or ask for a smaller beam_width.",
+        ),
+    )
+}
+_SLUG_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One wrong field: where (`body.filters.price_min`) and what is wrong with it."""
+
+    place: str
+    problem: str
+
+
+class Problem(Exception):
+    """An error answer. `slug` is a key of PROBLEMS; `detail` says what happened this time."""
+
+    def __init__(
+        self,
+        slug: str,
+        detail: str,
+        *,
+        places: Sequence[Place] = (),
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = PROBLEMS[slug]
+        self.detail = detail
+        self.places = tuple(places)
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+
+    def response(self, request_id: str) -> Response:
+        """The wire form."""
+        body: dict[str, Any] = {
+            "type": f"/problems/{self.kind.slug}",
+            "title": self.kind.title,
+            "status": self.kind.status,
+            "detail": self.detail,
+            "request_id": request_id,
+        }
+        if self.places:
+            body["errors"] = [
+                {"place": place.place, "problem": place.problem} for place in self.places
+            ]
+        return Response(
+            orjson.dumps(body),
+            status_code=self.kind.status,
+            media_type=PROBLEM_MEDIA_TYPE,
+            headers=self.headers,
+        )
+
+
+def invalid(place: str, problem: str) -> Problem:
+    """A 422 about one field."""
+    return Problem("invalid-request", f"{place}: {problem}", places=[Place(place, problem)])
+
+
+def request_id_of(scope: Mapping[str, Any]) -> str:
+    """The id that the RequestIds middleware gave this request."""
+    return str(scope.get("onesearch.request_id", ""))
+
+
+def install(app: FastAPI, log: FilteringBoundLogger) -> None:
+    """Register a handler for each kind of exception that routes may raise."""
+
+    async def on_onesearch_error(request: Request, error: Exception) -> Response:
+        request_id = request_id_of(request.scope)
+        log.error(
+            "search failed",
+            request_id=request_id,
+            error=type(error).__name__,
+            detail=str(error),
+        )
+        return Problem("internal", "the search failed; it has been logged").response(request_id)
+
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        Problem: _on_problem,
+        RequestValidationError: _on_validation_error,
+        HTTPException: _on_http_exception,
+        OnesearchError: on_onesearch_error,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    return cast(Problem, error).response(request_id_of(request.scope))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    failure = cast(HTTPException, error)
+    slug = _SLUG_OF_STATUS.get(failure.status_code)
+    if slug is None:
+        slug = "malformed-request" if failure.status_code < 500 else "internal"
+    headers = {key: value for key, value in (failure.headers or {}).items() if key == "Allow"}
+    detail = PROBLEMS[slug].remedy
+    return Problem(slug, detail, headers=headers).response(request_id_of(request.scope))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    problems = cast(Sequence[Mapping[str, Any]], cast(RequestValidationError, error).errors())
+    return _validation_problem(request, problems).response(request_id_of(request.scope))
+
+
+def _validation_problem(request: Request, problems: Sequence[Mapping[str, Any]]) -> Problem:
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return Problem("malformed-request", "the body is not valid JSON")
+    if tuple(first["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
+        return Problem("unsupported-media-type", "send Content-Type: application/json")
+    places = [_place(problem) for problem in problems[:MAX_PLACES]]
+    detail = f"{places[0].place}: {places[0].problem}"
+    if len(problems) > 1:
+        detail += f" (and {len(problems) - 1} more)"
+    return Problem("invalid-request", detail, places=places)
+
+
+def _place(problem: Mapping[str, Any]) -> Place:
+    """The field's path; a name that we did not define is the client's text and is not repeated."""
+    parts = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return Place(".".join(parts[:-1]), "has a field that does not exist; see /docs")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return Place(".".join(parts), message)
+
+
+class UnexpectedErrors:
+    """ASGI middleware: a bug becomes a logged traceback and a plain 500."""
+
+    def __init__(self, app: ASGIApp, log: FilteringBoundLogger) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            request_id = request_id_of(scope)
+            self._log.exception("unexpected error", request_id=request_id)
+            if started:
+                raise
+            problem = Problem("internal", "an unexpected error; it has been logged")
+            await problem.response(request_id)(scope, receive, send)

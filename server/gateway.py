@@ -1,0 +1,40 @@
+"""What every route reaches through its request: the search, the settings, the counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+from structlog.typing import FilteringBoundLogger
+
+from server.errors import Problem
+from server.metrics import Metrics
+from server.search import Searcher, Serving
+from server.settings import Settings
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One process's parts. `draining` turns true once, when the process is told to end."""
+
+    searcher: Searcher
+    settings: Settings
+    metrics: Metrics
+    log: FilteringBoundLogger
+    draining: bool = False
+
+    def serving(self) -> Serving:
+        """What is being served; a 503 Problem while there is nothing."""
+        serving = self.searcher.serving()
+        if serving is None:
+            raise Problem(
+                "not-ready",
+                "no generation is loaded",
+                retry_after_s=self.settings.retry_after_s,
+            )
+        return serving
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that `create_app` put on the application."""
+    return request.app.state.gateway

@@ -1,0 +1,129 @@
+"""What the gateway refuses before it works: too large a body, too many requests at once.
+
+One ASGI middleware each. Admission counts only `/v1/…`, so that health, metrics and the page answer
+while the search sheds. The body is read before a request is admitted: a slow sender holds no place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import Problem, request_id_of
+from server.metrics import Metrics
+
+GUARDED_PREFIX = "/v1/"
+
+
+class BodyLimit:
+    """Reads the body, at most `max_bytes` within `timeout_s`, and hands it on as one message."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if not _announces_body(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._refuse_announced(scope)
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(receive)
+        except TimeoutError:
+            problem = Problem(
+                "request-timeout",
+                f"the body did not arrive within {self._timeout_s:g} s",
+                headers={"Connection": "close"},
+            )
+            await problem.response(request_id_of(scope))(scope, receive, send)
+            return
+        except Problem as problem:
+            await problem.response(request_id_of(scope))(scope, receive, send)
+            return
+        if body is None:
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    def _refuse_announced(self, scope: Scope) -> None:
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self._max_bytes:
+                raise self._too_large()
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body, or None when the client has gone."""
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size > self._max_bytes:
+                raise self._too_large()
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            "body-too-large",
+            f"at most {self._max_bytes} bytes are taken",
+            headers={"Connection": "close"},
+        )
+
+
+class Admission:
+    """At most `limit` requests inside; one more gets 503 with Retry-After at once."""
+
+    def __init__(self, app: ASGIApp, limit: int, retry_after_s: float, metrics: Metrics) -> None:
+        self._app = app
+        self._limit = limit
+        self._retry_after_s = retry_after_s
+        self._metrics = metrics
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(GUARDED_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        if self._inside >= self._limit:
+            self._metrics.shed.inc()
+            problem = Problem(
+                "overloaded",
+                f"{self._limit} requests are being answered, which is the limit",
+                retry_after_s=self._retry_after_s,
+            )
+            await problem.response(request_id_of(scope))(scope, receive, send)
+            return
+        self._inside += 1
+        self._metrics.in_flight.set(self._inside)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+            self._metrics.in_flight.set(self._inside)
+
+
+def _announces_body(scope: Scope) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, then whatever the server says next."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

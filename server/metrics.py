@@ -1,0 +1,128 @@
+"""Prometheus metrics of one gateway, on a registry of its own.
+
+Labels are bounded: routes are templates of this program (anything else is "other"), methods and
+degradations come from fixed lists, statuses are three-digit numbers that we send ourselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.headers import arrived
+
+OTHER = "other"
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+_LATENCY_BUCKETS_S = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1),
+    *(0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0),
+)
+_STAGE_BUCKETS_S = (
+    *(0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02),
+    *(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+
+
+class Metrics:
+    """All the gateway counts. Created once, handed to what counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "onesearch_request_seconds",
+            "Time to answer a request",
+            ["route", "method", "status"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.stages = Histogram(
+            "onesearch_stage_seconds",
+            "Time spent in each stage of a search",
+            ["stage"],
+            buckets=_STAGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.degraded = Counter(
+            "onesearch_degraded",
+            "Answers given without a part of the search",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "onesearch_in_flight", "Requests under /v1 being answered", registry=self.registry
+        )
+        self.shed = Counter(
+            "onesearch_shed", "Requests refused by the admission limit", registry=self.registry
+        )
+        self.cache = Counter(
+            "onesearch_cache",
+            "Look-ups in the gateway's caches",
+            ["cache", "result"],
+            registry=self.registry,
+        )
+        self.unknown_history = Counter(
+            "onesearch_unknown_history_items",
+            "History items that the catalogue does not have",
+            registry=self.registry,
+        )
+        self.build = Info("onesearch_build", "What is being served", registry=self.registry)
+
+    def observe_engine(self, read: Callable[[], Mapping[str, float]]) -> None:
+        """Show the engine's statistics, read at each scrape."""
+        self.registry.register(EngineCollector(read))
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class RequestMetrics:
+    """ASGI middleware: one observation for each answered request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else OTHER
+            self._metrics.requests.labels(route_of(scope), method, str(status)).observe(
+                time.monotonic() - arrived(scope)
+            )
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the matched route, or "other": never the client's text."""
+    return str(getattr(scope.get("route"), "path", OTHER))
+
+
+class EngineCollector(Collector):
+    """Gauges read from the engine each time the metrics are scraped."""
+
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """One gauge for each number of the engine's statistics."""
+        for name, value in self._read().items():
+            yield GaugeMetricFamily(
+                f"onesearch_engine_{name}", f"The engine's {name.replace('_', ' ')}", value=value
+            )

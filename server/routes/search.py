@@ -1,0 +1,83 @@
+"""POST and GET /v1/search."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from index.text import normalise
+from server.errors import Problem, invalid, request_id_of
+from server.gateway import gateway_of
+from server.headers import arrived
+from server.schemas import SearchParameters, SearchRequest, SearchResponse, problem_responses
+
+router = APIRouter(tags=["search"])
+_PROBLEMS = problem_responses(400, 422, 500, 503, 504)
+
+
+@router.post(
+    "/v1/search",
+    response_model=SearchResponse,
+    responses=_PROBLEMS | problem_responses(408, 413, 415),
+    summary="Search the catalogue",
+)
+async def search(body: SearchRequest, request: Request) -> Response:
+    """Items for a query, best first. A degraded answer says so in `degraded`."""
+    return await _answer(body, request, "body")
+
+
+@router.get(
+    "/v1/search",
+    response_model=SearchResponse,
+    responses=_PROBLEMS,
+    summary="Search the catalogue, by link",
+)
+async def search_by_link(
+    parameters: Annotated[SearchParameters, Query()], request: Request
+) -> Response:
+    """The same search; lists are repeated parameters (`color=black&color=white`)."""
+    return await _answer(parameters.as_request(), request, "query")
+
+
+async def _answer(body: SearchRequest, request: Request, source: str) -> Response:
+    gateway = gateway_of(request)
+    settings = gateway.settings
+    _check_query(body.query, settings.query_characters, f"{source}.query")
+    gateway.serving()
+    timeout_s = settings.timeout_s if body.timeout_ms is None else body.timeout_ms / 1000
+    deadline = arrived(request.scope) + timeout_s
+    loop = asyncio.get_running_loop()
+    try:
+        # The loop's clock is time.monotonic, but only its documentation of `time()` is a promise.
+        limit = loop.time() + deadline - arrived(request.scope) + settings.response_slack_s
+        async with asyncio.timeout_at(limit):
+            found = await gateway.searcher.search(body, request_id_of(request.scope), deadline)
+    except TimeoutError:
+        raise Problem(
+            "deadline-exceeded",
+            f"no answer within {timeout_s * 1000:.0f} ms",
+            retry_after_s=settings.retry_after_s,
+        ) from None
+    for reason in found.degraded:
+        gateway.metrics.degraded.labels(reason).inc()
+    request.scope["onesearch.timings_ms"] = found.timings_ms
+    request.scope["onesearch.facts"] = {
+        "query": body.query,
+        "hits": len(found.hits),
+        "candidates": found.total_candidates,
+        "degraded": found.degraded,
+        "model_version": found.model_version,
+        "index_version": found.index_version,
+    }
+    return Response(found.model_dump_json(), media_type="application/json")
+
+
+def _check_query(query: str, max_characters: int, place: str) -> None:
+    """A 422 Problem for a text that cannot be searched; the long one is not even normalised."""
+    if len(query) > max_characters:
+        raise invalid(place, f"at most {max_characters} characters are taken, not {len(query)}")
+    if not normalise(query):
+        raise invalid(place, "must hold at least one character that can be read")

@@ -1,0 +1,48 @@
+"""What the routes need of a search, so that HTTP can be read and tested apart from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.schemas import Item, SearchRequest, SearchResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is being served just now."""
+
+    model_version: str
+    index_version: str
+    simulated: bool
+    items: int
+
+
+class Searcher(Protocol):
+    """The search behind the gateway."""
+
+    async def search(
+        self, request: SearchRequest, request_id: str, deadline: float
+    ) -> SearchResponse:
+        """Answer one request by `deadline` (monotonic seconds), degraded if need be.
+
+        Raises Problem where no answer can be given.
+        """
+        ...
+
+    async def item(self, item_id: str) -> Item | None:
+        """One item of the catalogue, or None."""
+        ...
+
+    def serving(self) -> Serving | None:
+        """None while nothing can be answered."""
+        ...
+
+    def engine_statistics(self) -> Mapping[str, float]:
+        """Numbers of the engine, for the metrics."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the engine and the threads."""
+        ...

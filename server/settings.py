@@ -1,0 +1,144 @@
+"""Every setting of the server: environment (`ONESEARCH_…`), a TOML file, defaults.
+
+Read once when the process starts and handed down. What is given on the command line wins over the
+environment, which wins over the file, which wins over the defaults below. Time is in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from index.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "ONESEARCH_"
+CONFIG_VARIABLE = "ONESEARCH_CONFIG"
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+DEFAULT_CHAMPION = Path("var/champion.json")
+DEFAULT_BEAM_WIDTH = 128
+DEFAULT_TIMEOUT_S = 2.0
+RANKING_RESERVE_S = 0.05
+RANKING_RESERVE_SHARE = 0.25
+RESPONSE_SLACK_S = 0.05
+BODY_TIMEOUT_S = 10.0
+BODY_BYTES = 64 * 1024
+QUERY_CHARACTERS = 512
+CONCURRENT_REQUESTS = 256
+RETRY_AFTER_S = 1.0
+WORKER_THREADS = 4
+QUERY_CACHE_ENTRIES = 20_000
+FILTER_CACHE_ENTRIES = 256
+REMEMBERED_USERS = 10_000
+REMEMBERED_ITEMS = 50
+FALLBACK_CANDIDATES = 100
+DRAIN_S = 1.0
+SHUTDOWN_S = 15.0
+
+
+class Settings(BaseSettings):
+    """The gateway's settings; unknown names in the file are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    host: str = Field(DEFAULT_HOST, description="address to listen on")
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="port; 0 takes any free one")
+    snapshot: Path | None = Field(None, description="snapshot directory")
+    checkpoint: Path | None = Field(None, description="checkpoint directory")
+    champion: Path = Field(
+        DEFAULT_CHAMPION, description="JSON {snapshot, checkpoint}, used when neither is given"
+    )
+    engine: Literal["native", "vllm"] = "native"
+
+    beam_width: int = Field(DEFAULT_BEAM_WIDTH, ge=1, le=1024, description="when not asked for")
+    timeout_s: float = Field(DEFAULT_TIMEOUT_S, ge=0.01, le=60, description="when not asked for")
+    ranking_reserve_s: float = Field(
+        RANKING_RESERVE_S, ge=0, le=10, description="kept back from the engine for what follows it"
+    )
+    response_slack_s: float = Field(RESPONSE_SLACK_S, ge=0, le=10)
+    query_characters: int = Field(QUERY_CHARACTERS, ge=1, le=10_000)
+    body_bytes: int = Field(BODY_BYTES, ge=1024, le=64 * 1024 * 1024)
+    body_timeout_s: float = Field(BODY_TIMEOUT_S, gt=0, le=600)
+    concurrent_requests: int = Field(
+        CONCURRENT_REQUESTS, ge=1, le=100_000, description="above this /v1 answers 503"
+    )
+    retry_after_s: float = Field(RETRY_AFTER_S, ge=0, le=3600)
+    fallback_candidates: int = Field(
+        FALLBACK_CANDIDATES, ge=1, le=10_000, description="per list when the engine is not heard"
+    )
+    worker_threads: int = Field(WORKER_THREADS, ge=1, le=256)
+    query_cache_entries: int = Field(QUERY_CACHE_ENTRIES, ge=1)
+    filter_cache_entries: int = Field(FILTER_CACHE_ENTRIES, ge=1)
+    remembered_users: int = Field(REMEMBERED_USERS, ge=1)
+    remembered_items: int = Field(REMEMBERED_ITEMS, ge=1, le=200)
+
+    drain_s: float = Field(
+        DRAIN_S, ge=0, le=600, description="after SIGTERM: still answering while /readyz says 503"
+    )
+    shutdown_s: float = Field(SHUTDOWN_S, ge=0, le=3600, description="wait for open requests")
+    verify: bool = Field(True, description="check the hashes of snapshot and checkpoint at start")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_queries: bool = Field(False, description="write query texts to the log")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, TOML file; no `.env`, no secrets folder."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(config: Path | None = None, **arguments: Any) -> Settings:
+    """The settings of this process; arguments that are None count as not given.
+
+    Raises ConfigError naming the setting, or the file that cannot be read.
+    """
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        config = Path(os.environ[CONFIG_VARIABLE])
+    if config is not None and not config.is_file():
+        raise ConfigError(f"settings file {config} is not there")
+    given = {name: value for name, value in arguments.items() if value is not None}
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    try:
+        return FromFile(**given)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, config)) from None
+    except SettingsError as error:
+        raise ConfigError(f"settings: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"settings file {config} is not valid TOML: {error}") from None
+
+
+def _describe(error: ValidationError, config: Path | None) -> str:
+    parts: list[str] = []
+    for problem in error.errors(include_url=False, include_context=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"{name}: no such setting in {config}")
+        else:
+            parts.append(
+                f"{name} ({ENVIRONMENT_PREFIX}{name.upper()}): {problem['msg']}, "
+                f"not {problem['input']!r}"
+            )
+    return "settings: " + "; ".join(parts)
