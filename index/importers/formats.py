@@ -1,0 +1,78 @@
+"""`import_dataset`: any known format → a published dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from index import artifact
+from index.dataset import KIND
+from index.errors import ConfigError
+from index.importers.amazon import import_amazon
+from index.importers.generic import import_generic
+from index.importers.homedepot import import_homedepot
+from index.importers.intake import Intake, Progress, Summary
+from index.importers.kuaisearch import import_kuaisearch
+from index.importers.mapping import Mapping
+
+Importer = Callable[[Path, Intake, Mapping], None]
+
+FORMATS: dict[str, Importer] = {
+    "homedepot": import_homedepot,
+    "amazon": import_amazon,
+    "kuaisearch": import_kuaisearch,
+    "jsonl": partial(import_generic, "jsonl"),
+    "csv": partial(import_generic, "csv"),
+    "parquet": partial(import_generic, "parquet"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A published dataset and how it came about."""
+
+    path: Path
+    version: str
+    summary: Summary
+
+    def to_json(self) -> dict[str, Any]:
+        return {"dataset": str(self.path), "version": self.version, **self.summary.to_json()}
+
+
+def import_dataset(
+    kind: str,
+    source: Path,
+    target: Path,
+    *,
+    mapping: Mapping | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Imported:
+    """Read `source` in a known format and publish it as the dataset `target`.
+
+    The same source gives the same version. Raises ConfigError for an unknown format, a missing
+    file or column; DataError for a file that cannot be read, for a source without a single good
+    item, and with `strict` for the first bad row; ArtifactError when `target` exists and
+    `overwrite` is false.
+    """
+    importer = FORMATS.get(kind)
+    if importer is None:
+        raise ConfigError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
+    if not source.exists():
+        raise ConfigError(f"source {source} does not exist")
+    with artifact.create(target, KIND, overwrite=overwrite) as draft:
+        with Intake(draft.path, strict=strict, progress=progress) as intake:
+            importer(source, intake, mapping or Mapping())
+            summary = intake.finish()
+        draft.manifest.update(
+            source=kind,
+            simulated=False,
+            queries_derived=kind == "amazon",
+            summary=summary.to_json(),
+        )
+    version = artifact.read(target, KIND, verify=False).version
+    return Imported(target, version, summary)
