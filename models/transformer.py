@@ -1,0 +1,391 @@
+"""The decoder that is trained: Qwen3 (grouped-query attention, per-head q/k RMSNorm, rotary
+positions, SwiGLU), with Hugging Face's parameter names, so that a state dict is a checkpoint.
+
+Source: Qwen3 technical report (arXiv 2505.09388) and the `Qwen3ForCausalLM` checkpoint format.
+The inference twin is `decoding/native/transformer.py`; a parity test ties the two.
+
+Rows are short (packed examples of about 64 tokens), so the arithmetic around the matrix products
+decides the speed on a CPU. Hence plain bmm–softmax–bmm attention, projections fused when they
+run, and autograd functions with hand-written backward passes for the norm, the rotation and
+SwiGLU. Under autocast everything between the products stays in the autocast type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from index.errors import ConfigError
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+MODEL_TYPE = "qwen3"
+INITIALIZER_RANGE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen3Config:
+    """Shape of a decoder; `to_json` / `from_json` are Hugging Face's config.json."""
+
+    vocab_size: int
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 32
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
+
+    def to_json(self) -> dict[str, Any]:
+        """config.json of a Hugging Face checkpoint."""
+        return {
+            "architectures": [ARCHITECTURE],
+            "model_type": MODEL_TYPE,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "initializer_range": INITIALIZER_RANGE,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "dtype": "float32",
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Qwen3Config:
+        """Read config.json. Raises ConfigError when it is no plain Qwen3."""
+        if raw.get("model_type") != MODEL_TYPE:
+            raise ConfigError(f"model_type {raw.get('model_type')!r}, expected {MODEL_TYPE!r}")
+        for key, plain in (("attention_bias", False), ("use_sliding_window", False)):
+            if raw.get(key, plain) != plain:
+                raise ConfigError(f"{key} {raw[key]!r} is not supported, expected {plain!r}")
+        rope = cast(dict[str, Any], raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        if rope.get("rope_type", "default") != "default":
+            raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported, only 'default'")
+        try:
+            heads = int(raw["num_attention_heads"])
+            return cls(
+                vocab_size=int(raw["vocab_size"]),
+                hidden_size=int(raw["hidden_size"]),
+                intermediate_size=int(raw["intermediate_size"]),
+                num_hidden_layers=int(raw["num_hidden_layers"]),
+                num_attention_heads=heads,
+                num_key_value_heads=int(raw.get("num_key_value_heads", heads)),
+                head_dim=int(raw.get("head_dim", raw["hidden_size"] // heads)),
+                rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+                rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+                max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
+                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            )
+        except KeyError as error:
+            raise ConfigError(f"config.json has no {error.args[0]!r}") from None
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every position, (B, 1, T, head_dim), in the computing type."""
+
+    cosine: Tensor
+    sine: Tensor
+
+
+class Qwen3(nn.Module):
+    """Decoder-only language model. `hidden` gives states, `logits` and `level_logits` read them.
+
+    `dropout` (a plain attribute, used in training mode only) falls on the embeddings and on each
+    block's two outputs; R-Drop wants it, plain fine-tuning leaves it at zero.
+    """
+
+    def __init__(self, config: Qwen3Config, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.model = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def initialise(self, generator: torch.Generator) -> Qwen3:
+        """Normal(0, 0.02) matrices, residual outputs scaled by 1/√(2·layers), unit norms."""
+        residual_scale = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                nn.init.ones_(parameter)
+                continue
+            deviation = INITIALIZER_RANGE
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation *= residual_scale
+            nn.init.normal_(parameter, 0.0, deviation, generator=generator)
+        return self
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Input embeddings (B, T, d) of token ids (B, T)."""
+        return self.model.embed_tokens(token_ids)
+
+    def hidden(
+        self,
+        token_ids: Tensor | None,
+        position_ids: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Final, normalised states (B, T, d).
+
+        `token_ids` int (B, T), or `inputs_embeds` (B, T, d) in their place. `position_ids`
+        (B, T), default 0…T-1. `attention_bias` (B or 1, 1, T, T): bool, true where a query (third
+        axis) may see a key (fourth), or an additive float mask; default causal. A query that may
+        see nothing (padding) gets a finite state of no meaning.
+        """
+        embeddings = self.embed(_required(token_ids)) if inputs_embeds is None else inputs_embeds
+        compute_type = _compute_type(embeddings)
+        _, length, _ = embeddings.shape
+        if position_ids is None:
+            position_ids = torch.arange(length, device=embeddings.device)[None]
+        rotation = self._rotation(position_ids, compute_type)
+        bias = _additive(attention_bias, length, compute_type, embeddings.device)
+        probability = self.dropout if self.training else 0.0
+        state = _drop(embeddings.to(compute_type), probability)
+        for layer in self.model.layers:
+            state = cast(DecoderLayer, layer)(state, rotation, bias, probability)
+        return self.model.norm(state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, d) → (…, vocab_size)."""
+        return self.lm_head(hidden)
+
+    def level_logits(self, hidden: Tensor, level_slice: slice) -> Tensor:
+        """(…, d) → (…, K): one level's codebook only; `level_slice` holds its token ids."""
+        return functional.linear(hidden, self.lm_head.weight[level_slice])
+
+    def forward(self, token_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Causal logits (B, T, vocab_size)."""
+        return self.logits(self.hidden(token_ids, position_ids))
+
+    def _rotation(self, position_ids: Tensor, compute_type: torch.dtype) -> Rotation:
+        config = self.config
+        exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device).float()
+        frequencies = config.rope_theta ** (-exponents / config.head_dim)
+        angles = position_ids[:, None, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return Rotation(angles.cos().to(compute_type), angles.sin().to(compute_type))
+
+
+class Backbone(nn.Module):
+    """Everything but the output matrix (`model.` in the parameter names)."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention, pre-norm SwiGLU."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGlu(config)
+
+    def forward(
+        self, state: Tensor, rotation: Rotation, bias: Tensor, probability: float
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(state), rotation, bias)
+        state = state + _drop(attended, probability)
+        return state + _drop(self.mlp(self.post_attention_layernorm(state)), probability)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over whole rows; each key head serves `group` query heads."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(width, self.key_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(width, self.key_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        self.q_norm = RmsNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = RmsNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, state: Tensor, rotation: Rotation, bias: Tensor) -> Tensor:
+        batch, length, _ = state.shape
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        projected = functional.linear(state, weight).view(batch, length, -1, self.head_dim)
+        query, key, value = projected.split((self.heads, self.key_heads, self.key_heads), dim=2)
+        query = _rotate(self.q_norm(query).transpose(1, 2), rotation)
+        key = _rotate(self.k_norm(key).transpose(1, 2), rotation)
+        group = self.heads // self.key_heads
+        # Query heads of one group lie beside their key head: fold them into its rows.
+        query = query.reshape(batch * self.key_heads, group * length, self.head_dim)
+        key = key.reshape(batch * self.key_heads, length, self.head_dim)
+        value = value.transpose(1, 2).reshape(batch * self.key_heads, length, self.head_dim)
+        scores = torch.bmm(query * self.head_dim**-0.5, key.transpose(1, 2))
+        scores = scores.view(batch, self.heads, length, length).add_(bias)
+        weights = torch.softmax(scores, dim=-1).view(batch * self.key_heads, -1, length)
+        mixed = torch.bmm(weights, value).view(batch, self.heads, length, self.head_dim)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGlu(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        gated = _GatedUnit.apply(self.gate_proj(state), self.up_proj(state))
+        return self.down_proj(cast(Tensor, gated))
+
+
+class RmsNorm(nn.Module):
+    """x / √(mean x² + ε) · weight over the last axis."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, state: Tensor) -> Tensor:
+        if state.is_cuda:  # There the norm is one kernel, forward and backward.
+            weight = self.weight.to(state.dtype)
+            return functional.rms_norm(state, weight.shape, weight, self.epsilon)
+        return cast(Tensor, _RmsNormalise.apply(state, self.weight, self.epsilon))
+
+
+class _RmsNormalise(torch.autograd.Function):
+    """RMSNorm whose backward rides on the fused layer-norm kernel.
+
+    With x̂ = x·r, g = w·∂y:  ∂x = r·(g − x̂·mean(g·x̂)).  Layer norm's backward at mean 0 is the
+    same less r·mean(g), which is added back.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, state: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        narrow = weight.to(state.dtype)
+        ctx.save_for_backward(state, weight)
+        ctx.epsilon = epsilon  # pyright: ignore[reportAttributeAccessIssue]
+        return functional.rms_norm(state, (state.shape[-1],), narrow, epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        state, weight = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        gradient = gradients[0]
+        width = state.shape[-1]
+        exact_type = torch.promote_types(state.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=exact_type)
+        scale = torch.rsqrt(norm.square_().div_(width).add_(ctx.epsilon))
+        narrow = weight.to(state.dtype)
+        exact, wanted = weight.to(exact_type), [True, True, False]
+        state_gradient, weight_gradient, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, state, [width], torch.zeros_like(scale), scale, exact, exact, wanted
+        )
+        rows = gradient.reshape(-1, width)
+        missing = torch.mv(rows, narrow.div(width)).view(scale.shape)
+        state_gradient.add_(missing.mul_(scale.to(state.dtype)))
+        return state_gradient, weight_gradient.to(weight.dtype), None
+
+
+class _GatedUnit(torch.autograd.Function):
+    """silu(gate)·up; keeps its two inputs only and computes silu again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        gate_gradient = torch.ops.aten.silu_backward(gradients[0] * up, gate)
+        return gate_gradient, functional.silu(gate).mul_(gradients[0])
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions, halves convention. The inverse rotation is the gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, state: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turn(state, cosine, sine, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        return _turn(gradients[0], cosine, sine, -1.0), None, None
+
+
+def _turn(state: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:
+    half = state.shape[-1] // 2
+    turned = torch.cat((state[..., half:].neg(), state[..., :half]), dim=-1)
+    turned.mul_(sine if sign > 0 else -sine)
+    return turned.add_(state * cosine)
+
+
+def _rotate(state: Tensor, rotation: Rotation) -> Tensor:
+    return cast(Tensor, _Rotate.apply(state, rotation.cosine, rotation.sine))
+
+
+def _compute_type(embeddings: Tensor) -> torch.dtype:
+    device = embeddings.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return embeddings.dtype
+
+
+def _additive(
+    bias: Tensor | None, length: int, compute_type: torch.dtype, device: torch.device
+) -> Tensor:
+    """The attention mask as an additive term (B or 1, 1, T, T) of the computing type."""
+    if bias is None:
+        bias = torch.ones((1, 1, length, length), dtype=torch.bool, device=device).tril()
+    if bias.dtype == torch.bool:
+        blocked = torch.zeros(bias.shape, dtype=compute_type, device=device)
+        # Half of the smallest number: no score can lift it, and no sum with it overflows.
+        return blocked.masked_fill_(~bias, torch.finfo(compute_type).min / 2)
+    return bias.to(compute_type)
+
+
+def _drop(state: Tensor, probability: float) -> Tensor:
+    return functional.dropout(state, probability) if probability else state
+
+
+def _required(token_ids: Tensor | None) -> Tensor:
+    if token_ids is None:
+        raise ConfigError("hidden() needs token_ids or inputs_embeds")
+    return token_ids
