@@ -1,0 +1,153 @@
+"""BM25 over item texts, with product tokens (`index.text.words`).
+
+    score(q, i) = Σ_t idf(t) · f / (f + k1·(1 − b + b·length_i / mean length))
+    idf(t) = ln(1 + (N − n_t + ½) / (n_t + ½))
+
+with f = occurrences of token t in item i, n_t = items that have t: Lucene's form. A token that the
+query repeats counts each time. Every addend is computed at build time and stored by token, rows
+ascending, so a search adds a few runs of numbers and scoring given rows looks each of them up by
+binary search.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from index.arrays import open_array, save_arrays
+from index.errors import ArtifactError, ConfigError
+from index.ranking import best_rows
+from index.text import words
+
+# Tuned on product titles, where neither repetition nor length says much.
+DEFAULT_K1 = 0.8
+DEFAULT_B = 0.4
+_FACTS = "lexical.json"
+_VOCABULARY = "vocabulary.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LexicalIndex:
+    """Addends of token t: rows[start[t]:start[t + 1]] (ascending) with impacts alongside.
+
+    `start`: int64 (T + 1,), `rows`: uint32 (P,), `impacts`: float32 (P,), `idf`: float32 (T,).
+    """
+
+    n_items: int
+    k1: float
+    b: float
+    vocabulary: Mapping[str, int]
+    start: NDArray[np.int64]
+    rows: NDArray[np.uint32]
+    impacts: NDArray[np.float32]
+    idf: NDArray[np.float32]
+
+    @classmethod
+    def build(
+        cls, texts: Iterable[str], *, k1: float = DEFAULT_K1, b: float = DEFAULT_B
+    ) -> LexicalIndex:
+        """Index texts, row by row. Raises ConfigError unless k1 ≥ 0 and 0 ≤ b ≤ 1."""
+        if k1 < 0 or not 0 <= b <= 1:
+            raise ConfigError(f"BM25 needs k1 >= 0 and 0 <= b <= 1, got k1={k1}, b={b}")
+        vocabulary: dict[str, int] = {}
+        flat, length_list = array("I"), array("I")
+        for text in texts:
+            tokens = words(text)
+            length_list.append(len(tokens))
+            flat.extend([vocabulary.setdefault(token, len(vocabulary)) for token in tokens])
+        n_items, n_tokens = len(length_list), len(vocabulary)
+        lengths = np.array(length_list, dtype=np.int64)
+        occurrence = np.array(flat, dtype=np.int64) * max(n_items, 1)
+        occurrence += np.repeat(np.arange(n_items), lengths)
+        pairs, frequency = np.unique(occurrence, return_counts=True)
+        token, row = np.divmod(pairs, max(n_items, 1))
+        n_rows = np.bincount(token, minlength=n_tokens)
+        start = np.concatenate([[0], np.cumsum(n_rows)]).astype(np.int64)
+        idf = np.log1p((n_items - n_rows + 0.5) / (n_rows + 0.5))
+        norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1e-9)) if n_items else lengths
+        impacts = idf[token] * frequency / (frequency + norm[row])
+        return cls(
+            n_items,
+            k1,
+            b,
+            vocabulary,
+            start,
+            row.astype(np.uint32),
+            impacts.astype(np.float32),
+            idf.astype(np.float32),
+        )
+
+    def save(self, directory: Path) -> None:
+        arrays = {"start": self.start, "rows": self.rows, "impacts": self.impacts, "idf": self.idf}
+        save_arrays(directory, arrays)
+        facts = {"n_items": self.n_items, "k1": self.k1, "b": self.b}
+        (directory / _FACTS).write_bytes(orjson.dumps(facts))
+        (directory / _VOCABULARY).write_bytes(orjson.dumps(list(self.vocabulary)))
+
+    @classmethod
+    def open(cls, directory: Path) -> LexicalIndex:
+        """Memory-map a saved index. Raises ArtifactError when files are missing or disagree."""
+        directory = Path(directory)
+        try:
+            facts = cast(dict[str, Any], orjson.loads((directory / _FACTS).read_bytes()))
+            tokens = cast(list[str], orjson.loads((directory / _VOCABULARY).read_bytes()))
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise ArtifactError(f"{directory} is no lexical index: {error}") from None
+        start, rows, impacts, idf = (
+            open_array(directory / f"{name}.npy") for name in ("start", "rows", "impacts", "idf")
+        )
+        if not (len(tokens) == len(idf) == len(start) - 1 and len(rows) == len(impacts)):
+            raise ArtifactError(f"the arrays of {directory} disagree; build the index again")
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        n_items, k1, b = int(facts["n_items"]), float(facts["k1"]), float(facts["b"])
+        return cls(n_items, k1, b, vocabulary, start, rows, impacts, idf)
+
+    def score_all(self, query: str) -> NDArray[np.float32]:
+        """Scores of all items, float32 (n_items,); 0 where no token is shared."""
+        scores = np.zeros(self.n_items, dtype=np.float32)
+        for token in self._tokens(query):
+            run = slice(self.start[token], self.start[token + 1])
+            scores[self.rows[run]] += self.impacts[run]
+        return scores
+
+    def scores(self, query: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Scores of the given items only, float32 (len(rows),)."""
+        wanted = np.asarray(rows).astype(np.uint32)
+        scores = np.zeros(len(wanted), dtype=np.float32)
+        for token in self._tokens(query):
+            run = slice(self.start[token], self.start[token + 1])
+            found = np.searchsorted(self.rows[run], wanted)
+            np.minimum(found, run.stop - run.start - 1, out=found)
+            scores += np.where(self.rows[run][found] == wanted, self.impacts[run][found], 0)
+        return scores
+
+    def search(
+        self, query: str, k: int, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k best items that share a token with the query, best first, ties by row.
+
+        `mask`: bool (n_items,), rows that may be found. Returns rows int64 and scores float32.
+        """
+        scores = self.score_all(query)
+        if mask is not None:
+            if mask.shape != (self.n_items,):
+                raise ConfigError(f"expected a mask of {self.n_items} items, got {mask.shape}")
+            scores *= mask
+        rows = best_rows(scores, k)
+        rows = rows[scores[rows] > 0]
+        return rows, scores[rows]
+
+    def upper_bound(self, query: str) -> float:
+        """Σ idf of the query's tokens: no item can score more. 0 if no token is known."""
+        return float(self.idf[self._tokens(query)].sum())
+
+    def _tokens(self, query: str) -> list[int]:
+        known = self.vocabulary
+        return [known[token] for token in words(query) if token in known]
