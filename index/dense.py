@@ -1,7 +1,9 @@
 """Exact dense retrieval over the items' embeddings.
 
-The file holds unit vectors in half precision, memory-mapped; searching uses a single-precision copy
-of the same values in memory (4·d bytes per item). A search under a mask is exact too.
+The file holds unit vectors in half precision, memory-mapped; the search structure keeps the same
+values in memory (2·d bytes per item). A few queries scan it directly; many queries, or a mask that
+keeps few rows, go through matrix products over single-precision blocks. Both are exact, under a
+mask too.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 
 from index.arrays import open_array, save_arrays
 from index.errors import ConfigError
-from index.ranking import best_rows
 
-_BLOCK_ROWS = 65_536
+MAX_SCANNED_QUERIES = 16
+"""From here on decoding blocks for matrix products costs less than scanning once per query."""
 MAX_GATHERED_ROWS = 4_096
-"""Masks that keep at most this many rows are scored by one matrix product over those rows."""
+"""Masks that keep at most this many rows never scan the others."""
+_BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,21 +31,23 @@ class DenseIndex:
     """`embeddings`: float16 (n, d). Immutable; safe to search from several threads."""
 
     embeddings: NDArray[np.float16]
-    _flat: Any
+    _scan: Any
 
     @classmethod
     def build(cls, embeddings: NDArray[np.floating[Any]]) -> DenseIndex:
         """From unit vectors (n, d) of any float type; they are rounded to half precision."""
         if embeddings.ndim != 2:
             raise ConfigError(f"expected embeddings of shape (n, d), got {embeddings.shape}")
-        return cls._over(embeddings.astype(np.float16))
+        return cls._over(np.ascontiguousarray(embeddings, dtype=np.float16))
 
     @classmethod
     def _over(cls, embeddings: NDArray[np.float16]) -> DenseIndex:
-        flat = faiss.IndexFlatIP(embeddings.shape[1])
+        half = faiss.ScalarQuantizer.QT_fp16
+        scan = faiss.IndexScalarQuantizer(embeddings.shape[1], half, faiss.METRIC_INNER_PRODUCT)
+        scan.is_trained = True  # half precision has nothing to learn
         for first in range(0, len(embeddings), _BLOCK_ROWS):
-            flat.add(embeddings[first : first + _BLOCK_ROWS].astype(np.float32))
-        return cls(embeddings, flat)
+            scan.add_sa_codes(embeddings[first : first + _BLOCK_ROWS].view(np.uint8))
+        return cls(embeddings, scan)
 
     def save(self, directory: Path) -> None:
         save_arrays(directory, {"embeddings": self.embeddings})
@@ -76,20 +81,21 @@ class DenseIndex:
             if mask.shape != (self.n_items,):
                 raise ConfigError(f"expected a mask of {self.n_items} items, got {mask.shape}")
             allowed = int(np.count_nonzero(mask))
-            if allowed <= MAX_GATHERED_ROWS:
-                return self._search_rows(queries, k, np.flatnonzero(mask))
         k = min(k, allowed)
         if k <= 0 or not len(queries):
             shape = (len(queries), max(k, 0))
             return np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
-        if mask is None:
-            scores, rows = self._flat.search(queries, k)
+        if len(queries) > MAX_SCANNED_QUERIES or allowed <= MAX_GATHERED_ROWS:
+            scores, rows = self._multiply(queries, k, mask)
+        elif mask is None:
+            scores, rows = self._scan.search(queries, k)
         else:
             bits = np.packbits(mask, bitorder="little")
-            selector = faiss.IDSelectorBitmap(self.n_items, faiss.swig_ptr(bits))
             parameters = faiss.SearchParameters()
+            # The selector borrows `bits` and the parameters borrow the selector: both stay named.
+            selector = faiss.IDSelectorBitmap(self.n_items, faiss.swig_ptr(bits))
             parameters.sel = selector
-            scores, rows = self._flat.search(queries, k, params=parameters)
+            scores, rows = self._scan.search(queries, k, params=parameters)
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -97,14 +103,30 @@ class DenseIndex:
         self, query: NDArray[np.float32], rows: NDArray[np.integer[Any]]
     ) -> NDArray[np.float32]:
         """Inner products of one query (d,) with the given items, float32 (len(rows),)."""
-        return self.embeddings[rows].astype(np.float32) @ query.astype(np.float32)
+        return self.vectors(rows) @ query.astype(np.float32)
 
-    def _search_rows(
-        self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        scores = queries @ self.embeddings[rows].astype(np.float32).T
-        k = min(k, len(rows))
-        found = np.empty((len(queries), k), dtype=np.int64)
-        for position, of_query in enumerate(scores):
-            found[position] = best_rows(of_query, k)
-        return rows[found], np.take_along_axis(scores, found, axis=1)
+    def vectors(self, rows: NDArray[np.integer[Any]] | slice) -> NDArray[np.float32]:
+        """Embeddings of the given items, float32 (n, d)."""
+        return self._scan.sa_decode(self.embeddings[rows].view(np.uint8))
+
+    def _multiply(
+        self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and rows (q, k), block by block; the mask must keep at least k rows."""
+        allowed = None if mask is None else np.flatnonzero(mask)
+        n = self.n_items if allowed is None else len(allowed)
+        scores = np.empty((len(queries), 0), dtype=np.float32)
+        rows = np.empty((len(queries), 0), dtype=np.int64)
+        for first in range(0, n, _BLOCK_ROWS):
+            block = slice(first, min(first + _BLOCK_ROWS, n))
+            vectors = self.vectors(block if allowed is None else allowed[block])
+            found_scores, found = faiss.knn(
+                queries, vectors, min(k, len(vectors)), faiss.METRIC_INNER_PRODUCT
+            )
+            found = found + first if allowed is None else allowed[found + first]
+            scores = np.concatenate([scores, found_scores], axis=1)
+            rows = np.concatenate([rows, found], axis=1)
+            best = np.lexsort((rows, -scores), axis=1)[:, :k]
+            scores = np.take_along_axis(scores, best, axis=1)
+            rows = np.take_along_axis(rows, best, axis=1)
+        return scores, rows

@@ -140,8 +140,9 @@ class LexicalIndex:
             if mask.shape != (self.n_items,):
                 raise ConfigError(f"expected a mask of {self.n_items} items, got {mask.shape}")
             scores *= mask
-        rows = best_rows(scores, k)
-        rows = rows[scores[rows] > 0]
+        # Few items share a token: ranking only those is several times faster than all scores.
+        hits = np.flatnonzero(scores)
+        rows = hits[best_rows(scores[hits], k)]
         return rows, scores[rows]
 
     def upper_bound(self, query: str) -> float:

@@ -17,17 +17,20 @@ def index() -> DenseIndex:
     return DenseIndex.build(unit(np.random.default_rng(0), 6000))
 
 
+@pytest.mark.parametrize("n_queries", [1, 7, 30])
 @pytest.mark.parametrize("share", [None, 1.0, 0.9, 0.02, 0.001, 0.0])
-def test_search_is_exact_under_any_mask(index: DenseIndex, share: float | None) -> None:
+def test_search_is_exact_under_any_mask(
+    index: DenseIndex, share: float | None, n_queries: int
+) -> None:
     rng = np.random.default_rng(1)
-    queries = unit(rng, 7)
+    queries = unit(rng, n_queries)
     mask = None if share is None else rng.random(index.n_items) < share
     allowed = np.arange(index.n_items) if mask is None else np.flatnonzero(mask)
     rows, scores = index.search(queries, 50, mask)
     k = min(50, len(allowed))
-    assert rows.shape == scores.shape == (7, k)
+    assert rows.shape == scores.shape == (n_queries, k)
     oracle = queries @ index.embeddings.astype(np.float32).T
-    for position in range(7):
+    for position in range(n_queries):
         order = allowed[np.argsort(-oracle[position, allowed], kind="stable")[:k]]
         assert rows[position].tolist() == order.tolist()
         np.testing.assert_allclose(scores[position], oracle[position, order], atol=1e-6)
@@ -40,6 +43,17 @@ def test_round_trip_and_similarity(index: DenseIndex, tmp_path: Path) -> None:
     rows, scores = opened.search(query, 5)
     np.testing.assert_allclose(opened.similarity(query[0], rows[0]), scores[0], atol=1e-6)
     assert opened.similarity(query[0], np.empty(0, dtype=np.int64)).shape == (0,)
+
+
+def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, index: DenseIndex) -> None:
+    queries = unit(np.random.default_rng(7), 20)
+    whole = index.search(queries, 30)[0]
+    monkeypatch.setattr("index.dense._BLOCK_ROWS", 1000)
+    np.testing.assert_array_equal(index.search(queries, 30)[0], whole)
+    mask = np.random.default_rng(8).random(index.n_items) < 0.4
+    in_blocks = index.search(queries, 30, mask)[0]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(index.search(queries, 30, mask)[0], in_blocks)
 
 
 def test_more_asked_than_there_is() -> None:
