@@ -8,8 +8,8 @@ manifest.json   kind "snapshot": layout, keyword_fusion, simulated, dataset_vers
 Invariants: every item has exactly one legal SID, every legal SID has an item; rows of items,
 postings, dense and lexical index are the same rows. Opened by memory map, never written again.
 
-Keyword-enhanced embeddings (KHQE, METHOD §2): normalize((1 − f)·e + f·mean(e_k)) over the matched
-keywords k of a text, with f = 0.5 as published; e where nothing matches.
+`keyword_fusion` is the weight of matched keywords in embeddings (`index.fusion`); the items'
+embeddings were made with the same one.
 """
 
 # pyarrow has no types of its own: what it returns is unknown to the checker.
@@ -30,8 +30,9 @@ from index import artifact
 from index.attributes import AttributeDictionary, AttributeMatcher
 from index.codec import Codec
 from index.dense import DenseIndex
-from index.encoder import TextEncoder, open_encoder, unit_rows
+from index.encoder import TextEncoder, open_encoder
 from index.errors import ArtifactError, ConfigError
+from index.fusion import fuse
 from index.items import ItemTable
 from index.lexical import LexicalIndex
 from index.postings import Postings
@@ -41,7 +42,6 @@ from index.text import item_text, normalise
 from index.trie import Trie
 
 KIND = "snapshot"
-PUBLISHED_KEYWORD_FUSION = 0.5
 _REPORT = "report.json"
 
 
@@ -76,8 +76,8 @@ class Snapshot:
         codes: NDArray[np.integer[Any]],
         embeddings: NDArray[np.float32],
         report: Mapping[str, Any],
-        keyword_fusion: float = PUBLISHED_KEYWORD_FUSION,
-        parents: Mapping[str, str] | None = None,
+        keyword_fusion: float,
+        parents: Sequence[str] = (),
         simulated: bool = False,
         dataset_version: str = "",
         overwrite: bool = False,
@@ -109,7 +109,7 @@ class Snapshot:
                 keyword_fusion=keyword_fusion,
                 simulated=simulated,
                 dataset_version=dataset_version,
-                parents=dict(parents or {}),
+                parents=list(parents),
                 counts={
                     "items": len(table),
                     "sids": trie.n_leaves,
@@ -160,7 +160,8 @@ class Snapshot:
 
     def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Keyword-enhanced unit embeddings of texts, float32 (N, d)."""
-        return embed(texts, self.encoder, self.matcher, self.keyword_fusion)
+        normal = [normalise(text) for text in texts]
+        return fuse(self.encoder, self.matcher, normal, self.keyword_fusion)
 
     def query_sid(self, embeddings: NDArray[np.float32]) -> NDArray[np.int32]:
         """SID_q of query embeddings (N, d), int32 (N, L). It need not be legal."""
@@ -182,30 +183,6 @@ class Snapshot:
             scores += of_code[level][trie.codes[level]]
         leaves = best_rows(scores, n)
         return leaves, scores[leaves]
-
-
-def embed(
-    texts: Sequence[str],
-    encoder: TextEncoder,
-    matcher: AttributeMatcher,
-    keyword_fusion: float = PUBLISHED_KEYWORD_FUSION,
-) -> NDArray[np.float32]:
-    """Keyword-enhanced unit embeddings, float32 (N, d); the one way for items and queries."""
-    texts = [normalise(text) for text in texts]
-    own = encoder.encode(texts)
-    if keyword_fusion == 0:
-        return own
-    keywords = [matcher.keywords(text) for text in texts]
-    number = {word: index for index, word in enumerate({w: None for ws in keywords for w in ws})}
-    if not number:
-        return own
-    of_keyword = encoder.encode(list(number))
-    fused = own.copy()
-    for row, found in enumerate(keywords):
-        if found:
-            mean = of_keyword[[number[word] for word in found]].mean(axis=0)
-            fused[row] = (1 - keyword_fusion) * own[row] + keyword_fusion * mean
-    return unit_rows(fused)
 
 
 def texts_of(items: pa.Table) -> list[str]:

@@ -13,7 +13,7 @@ from index.encoder import StaticEncoder, unit_rows
 from index.errors import ArtifactError, ConfigError
 from index.items import ItemFilter
 from index.sid import SidLayout
-from index.snapshot import Snapshot, embed, texts_of
+from index.snapshot import Snapshot, texts_of
 
 LAYOUT = SidLayout((8, 4, 4))
 DIMENSION = 16
@@ -50,7 +50,8 @@ def parts(**changes: Any) -> dict[str, Any]:
         "codes": codec.encode(embeddings),
         "embeddings": embeddings,
         "report": {"icr": 0.5},
-        "parents": {"dataset": "abc"},
+        "keyword_fusion": 0.5,
+        "parents": ["abc"],
         "simulated": True,
         "dataset_version": "abc",
     }
@@ -77,7 +78,7 @@ def test_every_item_has_its_sid_and_every_sid_an_item(snapshot: Snapshot) -> Non
 def test_manifest_and_report(snapshot: Snapshot) -> None:
     assert snapshot.report == {"icr": 0.5}
     assert snapshot.manifest["simulated"] is True
-    assert snapshot.manifest["parents"] == {"dataset": "abc"}
+    assert snapshot.manifest["parents"] == ["abc"]
     assert snapshot.manifest["counts"]["items"] == len(TITLES)
     assert snapshot.manifest["layout"] == {"level_sizes": [8, 4, 4]}
     assert len(snapshot.version) == 12
@@ -97,8 +98,13 @@ def test_fusion_by_hand(snapshot: Snapshot) -> None:
     expected = unit_rows((0.5 * own + 0.25 * red + 0.25 * black)[None])
     fused = snapshot.embed_queries(["Red black  desk", "desk"])
     np.testing.assert_allclose(fused, [expected[0], plain], atol=1e-6)
-    off = embed(["red black desk"], encoder, snapshot.matcher, 0.0)
-    np.testing.assert_allclose(off[0], own, atol=1e-6)
+
+
+def test_fusion_can_be_off(tmp_path: Path) -> None:
+    Snapshot.write(tmp_path / "s", **parts(keyword_fusion=0.0))
+    opened = Snapshot.open(tmp_path / "s")
+    own = opened.encoder.encode(["red black desk"])
+    np.testing.assert_array_equal(opened.embed_queries(["red black desk"]), own)
 
 
 def test_candidate_sids_equal_brute_force(snapshot: Snapshot) -> None:
