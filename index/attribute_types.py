@@ -10,6 +10,7 @@ come from its catalogue.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -36,6 +37,13 @@ class AttributeType(StrEnum):
     ANCHOR = "Anchor"
     MODIFIER = "Modifier"
     MARKETING = "Marketing"
+
+
+class Entry(NamedTuple):
+    """What a surface means."""
+
+    type: AttributeType
+    value: str
 
 
 PRIORITY: Mapping[AttributeType, int] = {kind: rank for rank, kind in enumerate(AttributeType)}
@@ -367,3 +375,19 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(AttributeType.PRICE, _PRICE, _verbatim),
     Pattern(AttributeType.MODEL, _MODEL, _verbatim),
 )
+
+
+def joins(character: str) -> bool:
+    """Letters, digits and marks hold a word together, unless their script has no spaces."""
+    if character.isascii():
+        return character.isalnum()
+    if (
+        "\u2e80" <= character <= "\ua4cf"  # CJK, kana, bopomofo, Yi
+        or "\uf900" <= character <= "\ufaff"
+        or "\U00020000" <= character <= "\U0003ffff"
+        or "\u0e00" <= character <= "\u0eff"  # Thai, Lao
+        or "\u1000" <= character <= "\u109f"  # Myanmar
+        or "\u1780" <= character <= "\u17ff"  # Khmer
+    ):
+        return False
+    return character.isalnum() or unicodedata.category(character).startswith("M")
