@@ -35,7 +35,7 @@ _ITEMS = "_items.json.gz"
 _SEQUENCES = "_sequences.jsonl.gz"
 _HEAD_END = re.compile(r"[,;:(\[|]| [-–—] | (?:for|with|by|from|in|of) ")
 _WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’-](?=[^\W\d_]))+")
-_FILLERS = frozenset(("and", "the", "inch", "inches", "pack", "count", "set", "size", "black", "x"))
+_FILLERS = frozenset(("and", "the", "inch", "inches", "pack", "count", "set", "size"))
 
 
 def import_amazon(source: Path, intake: Intake, mapping: Mapping) -> None:

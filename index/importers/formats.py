@@ -10,7 +10,7 @@ from typing import Any
 
 from index import artifact
 from index.dataset import KIND
-from index.errors import ConfigError
+from index.errors import ArtifactError, ConfigError
 from index.importers.amazon import import_amazon
 from index.importers.generic import import_generic
 from index.importers.homedepot import import_homedepot
@@ -57,13 +57,17 @@ def import_dataset(
     The same source gives the same version. Raises ConfigError for an unknown format, a missing
     file or column; DataError for a file that cannot be read, for a source without a single good
     item, and with `strict` for the first bad row; ArtifactError when `target` exists and
-    `overwrite` is false.
+    `overwrite` is false, or is no dataset.
     """
     importer = FORMATS.get(kind)
     if importer is None:
         raise ConfigError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
     if not source.exists():
         raise ConfigError(f"source {source} does not exist")
+    if target.exists():
+        if not overwrite:
+            raise ArtifactError(f"{target} already exists; choose another name or --overwrite it")
+        artifact.read(target, KIND, verify=False)  # never replaces anything but a dataset
     with artifact.create(target, KIND, overwrite=overwrite) as draft:
         with Intake(draft.path, strict=strict, progress=progress) as intake:
             importer(source, intake, mapping or Mapping())

@@ -1,0 +1,133 @@
+"""`onesearch data`: import catalogues and logs, and check the datasets they become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from index.importers.formats import FORMATS, Imported, import_dataset
+from index.importers.mapping import Mapping, load_mapping
+from index.validation import Validation, validate_dataset
+
+app = typer.Typer(no_args_is_help=True, help="Import and check datasets.")
+
+EXIT_BROKEN = 1
+
+
+@app.command("import")
+def import_command(
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help=" | ".join(FORMATS))],
+    source: Annotated[Path, typer.Argument(help="File or folder to read.")],
+    dataset: Annotated[Path, typer.Argument(help="Directory to write.")],
+    mapping: Annotated[
+        Path | None, typer.Option(help="TOML or JSON: which column feeds which field.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad row.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the dataset if it exists.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Read SOURCE and publish it as a dataset. Bad rows go to rejected.jsonl, with the reason."""
+    chosen = load_mapping(mapping) if mapping is not None else Mapping()
+    errors = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(f"reading {source}", total=None)
+
+        def show(table: str, rows: int) -> None:
+            bar.update(task, description=f"{table}: {rows:,} rows read")
+
+        imported = import_dataset(
+            kind,
+            source,
+            dataset,
+            mapping=chosen,
+            strict=strict,
+            overwrite=overwrite,
+            progress=show,
+        )
+    if as_json:
+        _print_json(imported.to_json())
+    else:
+        _print_import(imported)
+
+
+@app.command("validate")
+def validate_command(
+    dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
+    relevant_from: Annotated[
+        float | None,
+        typer.Option(help="Lowest relevant grade; default: ¾ of the way up the grades."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Report on a dataset; exits with status 1 when something in it is broken."""
+    validation = validate_dataset(dataset, relevant_from=relevant_from)
+    if as_json:
+        _print_json(validation.to_json())
+    else:
+        _print_validation(validation)
+    if not validation.ok:
+        raise typer.Exit(EXIT_BROKEN)
+
+
+def _print_import(imported: Imported) -> None:
+    summary = imported.summary
+    console = Console(highlight=False)
+    table = Table("table", "rows", "rejected", "warnings", title=f"{imported.path}")
+    for name, rows in summary.rows.items():
+        rejected = sum(summary.rejected.get(name, {}).values())
+        warnings = sum(summary.warnings.get(name, {}).values())
+        table.add_row(name, f"{rows:,}", f"{rejected:,}", f"{warnings:,}")
+    console.print(table)
+    for title, counts in (("rejected", summary.rejected), ("warning", summary.warnings)):
+        for name, reasons in counts.items():
+            for reason, count in reasons.items():
+                console.print(f"{title}: {name}: {reason}: {count:,}", markup=False)
+    sizes = ", ".join(f"{name} {count:,}" for name, count in summary.splits.items())
+    console.print(f"queries: {sizes}")
+    for note in summary.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"version {imported.version}")
+
+
+def _print_validation(validation: Validation) -> None:
+    console = Console(highlight=False)
+    for section, facts in validation.facts.items():
+        if not isinstance(facts, dict):
+            console.print(f"{section}: {facts}", markup=False)
+            continue
+        table = Table("fact", "value", title=section, title_justify="left")
+        for name, value in _flat(facts):
+            table.add_row(name, value)
+        console.print(table)
+    for warning in validation.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    for problem in validation.problems:
+        console.print(f"broken: {problem}", markup=False)
+    console.print("broken" if validation.problems else "sound")
+
+
+def _flat(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            rows.extend((f"{name} {key}", part) for key, part in _flat(value))
+        else:
+            rows.append((name, f"{value:,}" if isinstance(value, int) else str(value)))
+    return rows
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(orjson.dumps(data).decode())
