@@ -107,9 +107,7 @@ class Codec:
         return cls(SidLayout(sizes), centroids, tuple(str(kind) for kind in config["kinds"]))
 
 
-def nearest(
-    vectors: NDArray[np.float32], centroids: NDArray[np.float32]
-) -> NDArray[np.int64]:
+def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
     """Index of the nearest centroid (K, d) of each vector (N, d); ties to the smaller index."""
     return np.argmax(vectors @ centroids.T - half_square_norms(centroids), axis=1)
 
@@ -119,9 +117,7 @@ def half_square_norms(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     return 0.5 * np.einsum("kd,kd->k", centroids, centroids)
 
 
-def usage_report(
-    codes: NDArray[np.int32], level_sizes: Sequence[int]
-) -> dict[str, float | int]:
+def usage_report(codes: NDArray[np.int32], level_sizes: Sequence[int]) -> dict[str, float | int]:
     """How well the codes (N, L) spread: CUR_Lk (used / possible codes or paths) and ICR.
 
     ICR is the share of items whose SID is theirs alone. Source: METHOD §2.

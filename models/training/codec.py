@@ -167,9 +167,7 @@ def candidate_recall(
     return report
 
 
-def centroid_beam(
-    codec: Codec, trie: Trie, query: FloatArray, beam: int
-) -> NDArray[np.int64]:
+def centroid_beam(codec: Codec, trie: Trie, query: FloatArray, beam: int) -> NDArray[np.int64]:
     """Leaves reached by a beam search on ⟨query, centroid⟩ alone, best first."""
     level_scores = codec.level_scores(query)
     nodes = np.arange(trie.node_counts[0])
@@ -264,9 +262,7 @@ def _kmeans(points: FloatArray, size: int, seed: int) -> FloatArray:
     return np.array(means.centroids, np.float32)
 
 
-def _product_books(
-    residual: FloatArray, sizes: tuple[int, ...], seed: int
-) -> list[FloatArray]:
+def _product_books(residual: FloatArray, sizes: tuple[int, ...], seed: int) -> list[FloatArray]:
     """OPQ: learn a rotation, cluster each half, return both codebooks rotated back."""
     dimension = residual.shape[1]
     if dimension % 2:

@@ -14,7 +14,7 @@ moment), so a step costs what its vocabulary costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ class EncoderSettings:
     learning_rate: float = 0.02
     scale_start: float = 20.0
     seed: int = 7
+
+    def with_steps(self, steps: int) -> EncoderSettings:
+        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,9 +183,7 @@ class _LocalBatch:
 
     def embed(self, weights: torch.Tensor) -> torch.Tensor:
         """Unit vectors of the texts, float32 (texts, d)."""
-        tokens = functional.embedding_bag(
-            self.bucket_ids, weights, self.bucket_offsets, mode="sum"
-        )
+        tokens = functional.embedding_bag(self.bucket_ids, weights, self.bucket_offsets, mode="sum")
         texts = functional.embedding_bag(self.token_ids, tokens, self.token_offsets, mode="sum")
         return functional.normalize(texts, dim=1, eps=1e-6)
 
@@ -245,9 +246,7 @@ def _row_adam(
     table.index_add_(0, rows, momentum.mul_(scale[:, None]))
 
 
-def _quantise(
-    table: torch.Tensor, lexicon: Lexicon, settings: EncoderSettings
-) -> StaticEncoder:
+def _quantise(table: torch.Tensor, lexicon: Lexicon, settings: EncoderSettings) -> StaticEncoder:
     """Keep the rows that some token uses."""
     used = np.unique(lexicon.buckets_of(np.arange(len(lexicon))).ids)
     row_of_bucket = np.full(settings.bucket_count, -1, np.int32)

@@ -129,9 +129,7 @@ class _Layout:
     text_target: IntArray
 
 
-def _draw_paths(
-    weights: FloatArray, paths: int, random: np.random.Generator
-) -> NDArray[np.int64]:
+def _draw_paths(weights: FloatArray, paths: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Target indices (n, P), drawn with replacement by weight (0 where an example has none)."""
     cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
     total = cumulative[:, -1:]

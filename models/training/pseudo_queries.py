@@ -56,9 +56,7 @@ class PseudoQueryModel:
         places = np.searchsorted(PLACE_EDGES, np.arange(len(title)), side="right")
         return base * self.place_factor[places]
 
-    def sample(
-        self, titles: Sequence[Sequence[str]], random: np.random.Generator
-    ) -> list[str]:
+    def sample(self, titles: Sequence[Sequence[str]], random: np.random.Generator) -> list[str]:
         """One query for each title (a list of words). An empty title gives an empty query."""
         lengths = random.choice(self.lengths, size=len(titles))
         chances = random.random((len(titles), 5))
@@ -191,9 +189,7 @@ def _contiguous_run(
     return list(title[start : start + length])
 
 
-def _draw(
-    entry: tuple[list[str], NDArray[np.float64]], random: np.random.Generator
-) -> str:
+def _draw(entry: tuple[list[str], NDArray[np.float64]], random: np.random.Generator) -> str:
     words, cumulative = entry
     return words[int(np.searchsorted(cumulative, random.random()))]
 

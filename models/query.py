@@ -1,0 +1,77 @@
+"""Query text → what the engine reads. Serving, evaluation and training prompts meet here.
+
+text → embedding e → SID_q, nearest level-1 codes, codebook prior β·⟨e, C_l⟩ → prompt token ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoding.engine import Prompt
+from index.codec import Codec
+from models.checkpoint import Checkpoint
+from models.prompt import PromptBuilder
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryPrompts:
+    """Makes prompts for one pair of codec and checkpoint. Stateless, thread-safe."""
+
+    codec: Codec
+    builder: PromptBuilder
+    prior_beta: float
+
+    @classmethod
+    def of(cls, codec: Codec, checkpoint: Checkpoint) -> QueryPrompts:
+        builder = PromptBuilder(checkpoint.tokenizer, checkpoint.settings.prompt)
+        return cls(codec, builder, checkpoint.settings.level_prior_beta)
+
+    def prompt(
+        self,
+        text: str,
+        embedding: FloatArray,
+        history_sids: Sequence[NDArray[np.int32]] = (),
+    ) -> Prompt:
+        """The student prompt of one query; `embedding` float32 (d,), SIDs oldest first."""
+        return self.prompts([text], embedding[None], [history_sids])[0]
+
+    def prompts(
+        self,
+        texts: Sequence[str],
+        embeddings: FloatArray,
+        histories: Sequence[Sequence[NDArray[np.int32]]],
+    ) -> list[Prompt]:
+        """Student prompts of N queries; `embeddings` float32 (N, d)."""
+        sids = self.codec.encode(embeddings)
+        nearest = nearest_codes(
+            embeddings, self.codec.centroids[0], self.builder.settings.query_code_count
+        )
+        tokens = self.builder.tokenizer.encode_batch(texts)
+        made: list[Prompt] = []
+        for i, ids in enumerate(tokens):
+            token_ids = self.builder.student(ids, sids[i], histories[i], query_codes=nearest[i])
+            made.append(Prompt(token_ids, self._prior(embeddings[i])))
+        return made
+
+    def _prior(self, embedding: FloatArray) -> tuple[FloatArray, ...] | None:
+        if self.prior_beta == 0:
+            return None
+        beta = np.float32(self.prior_beta)
+        return tuple(beta * scores for scores in self.codec.level_scores(embedding))
+
+
+def nearest_codes(embeddings: FloatArray, centroids: FloatArray, count: int) -> NDArray[np.int64]:
+    """Codes of the `count` largest ⟨embedding, centroid⟩, best first, int64 (N, count)."""
+    if count == 0:
+        return np.zeros((len(embeddings), 0), np.int64)
+    scores = embeddings @ centroids.T
+    count = min(count, scores.shape[1])
+    top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(top, order, axis=1)

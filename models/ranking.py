@@ -1,0 +1,80 @@
+"""Hypotheses → ranked items: the served ranking, used by gateway and evaluation alike.
+
+hypotheses → postings → items under the filter → features → weighted score → order. The arithmetic
+is `index.rescoring`; here it is only put together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoding.engine import Hypotheses
+from index.rescoring import RescoringWeights, features, rank, score
+from index.snapshot import Snapshot
+
+
+class Ranked(NamedTuple):
+    """Candidates best first: rows int64 (n,), score float32 (n,), features float32 (n, F), and
+    `hypothesis` int64 (n,), which hypothesis each row came from (−1: none)."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    features: NDArray[np.float32]
+    hypothesis: NDArray[np.int64]
+
+
+class Candidates(NamedTuple):
+    """Item rows int64 (n,), SID score of each, float32 (n,), and its hypothesis int64 (n,)."""
+
+    rows: NDArray[np.int64]
+    sid_scores: NDArray[np.float32]
+    hypothesis: NDArray[np.int64]
+
+
+def candidates_of(
+    snapshot: Snapshot,
+    leaves: NDArray[np.int64],
+    leaf_scores: NDArray[np.float32],
+    item_mask: NDArray[np.bool_] | None = None,
+) -> Candidates:
+    """The items of leaves (best first), those outside `item_mask` left out."""
+    rows, place = snapshot.postings.rows_of(leaves)
+    rows, place = rows.astype(np.int64), place.astype(np.int64)
+    if item_mask is not None:
+        kept = item_mask[rows]
+        rows, place = rows[kept], place[kept]
+    return Candidates(rows, leaf_scores[place], place)
+
+
+def rank_candidates(
+    snapshot: Snapshot,
+    weights: RescoringWeights,
+    query_text: str,
+    query_embedding: NDArray[np.float32],
+    candidates: Candidates,
+) -> Ranked:
+    """Candidates in served order."""
+    table = features(query_embedding, query_text, candidates.rows, candidates.sid_scores, snapshot)
+    order = rank(table, weights, candidates.rows)
+    return Ranked(
+        candidates.rows[order],
+        score(table, weights)[order],
+        table[order],
+        candidates.hypothesis[order],
+    )
+
+
+def rank_hypotheses(
+    snapshot: Snapshot,
+    weights: RescoringWeights,
+    query_text: str,
+    query_embedding: NDArray[np.float32],
+    hypotheses: Hypotheses,
+    item_mask: NDArray[np.bool_] | None = None,
+) -> Ranked:
+    """The served ranking of one query's hypotheses."""
+    found = candidates_of(snapshot, hypotheses.leaves, hypotheses.scores, item_mask)
+    return rank_candidates(snapshot, weights, query_text, query_embedding, found)

@@ -1,0 +1,182 @@
+"""Builds a snapshot from a dataset: encoder → embeddings → codec → trie, postings and the rest.
+
+    onesearch index build DATASET SNAPSHOT
+
+Everything is learned from the training split; validation queries choose the codec's sizes. The
+same dataset and settings give the same snapshot (seeds everywhere, no timestamps in files).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.attributes import AttributeDictionary, AttributeMatcher
+from index.codec import usage_report
+from index.dataset import Dataset
+from index.encoder import ConcatenatedEncoder, TextEncoder
+from index.errors import DataError
+from index.fusion import fuse
+from index.snapshot import Snapshot
+from models.training.codec import (
+    CodecSettings,
+    candidate_recall,
+    choose_layout,
+    layout_grid,
+    train_codec,
+)
+from models.training.encoder import EncoderSettings, Pairs, train_encoder
+from models.training.material import Material, read_material
+from models.training.pseudo_queries import PseudoQueryModel, fit
+from models.training.relevance import relevant_rows
+
+FloatArray = NDArray[np.float32]
+CODEC_QUERIES = 20_000
+MAX_LAYOUT_QUERIES = 500
+REPORT_BEAMS = (50, 100, 300)
+STEPS_PER_ITEM = 0.011
+MIN_STEPS = 200
+MAX_STEPS = 2_000
+
+Report = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """What shapes a snapshot. `codec`: fixed sizes, or None to choose by candidate recall."""
+
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    encoder_steps: int | None = None
+    codec: CodecSettings | None = None
+    keyword_fusion: float = 0.0
+    attributes_file: Path | None = None
+    extra_encoders: tuple[tuple[TextEncoder, float], ...] = ()
+    seed: int = 7
+
+
+def build_snapshot(
+    dataset: Dataset,
+    path: Path,
+    settings: BuildSettings,
+    *,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Snapshot:
+    """Learn and write the snapshot of a dataset; returns it opened.
+
+    Raises DataError for a catalogue without items and ArtifactError when `path` is taken.
+    `report(phase, done, total, loss)` is called as work goes on.
+    """
+    tell = report or _silent
+    if dataset.items.num_rows == 0:
+        raise DataError("the dataset has no items; import a catalogue first", path=dataset.path)
+    started = time.monotonic()
+    material = read_material(dataset)
+    pseudo_queries = fit_pseudo_queries(material)
+    attributes = AttributeDictionary.build(dataset.items)
+    if settings.attributes_file is not None:
+        attributes = attributes.extend(settings.attributes_file)
+    encoder = _encoder(material, pseudo_queries, settings, tell)
+    tell("embeddings", 0, 1, 0.0)
+    matcher = AttributeMatcher(attributes)
+    embeddings = fuse(encoder, matcher, material.item_texts, settings.keyword_fusion)
+    random = np.random.default_rng(settings.seed)
+    rows = random.integers(len(embeddings), size=min(CODEC_QUERIES, 2 * len(embeddings)))
+    sampled = pseudo_queries.sample([material.titles[row] for row in rows], random)
+    queries = fuse(encoder, matcher, [*material.queries, *sampled], settings.keyword_fusion)
+    validation, relevant = _validation(dataset, encoder, matcher, settings)
+    tell("codec", 0, 1, 0.0)
+    if settings.codec is not None:
+        codec, codes = train_codec(embeddings, queries, settings.codec)
+        table: list[dict[str, object]] = []
+    else:
+        grid = layout_grid(len(embeddings))
+        codec, codes, table = choose_layout(embeddings, queries, validation, relevant, grid)
+    facts: dict[str, object] = {
+        "usage": usage_report(codes, codec.layout.level_sizes),
+        "quantisation_error": codec.quantisation_error(embeddings, codes),
+        "layouts_tried": table,
+        "encoder": {**asdict(settings.encoder), "name": encoder.name},
+        "keyword_fusion": settings.keyword_fusion,
+    }
+    if relevant:
+        facts["candidate_recall"] = candidate_recall(
+            codec, codes, validation, relevant, REPORT_BEAMS
+        )
+        facts["candidate_recall_queries"] = len(relevant)
+    tell("writing", 0, 1, 0.0)
+    facts["build_s"] = round(time.monotonic() - started, 1)
+    Snapshot.write(
+        path,
+        items=dataset.items,
+        encoder=encoder,
+        attributes=attributes,
+        codec=codec,
+        codes=codes,
+        embeddings=embeddings,
+        report=facts,
+        parents=[dataset.version],
+        simulated=dataset.simulated,
+        keyword_fusion=settings.keyword_fusion,
+        overwrite=overwrite,
+    )
+    return Snapshot.open(path, verify=False)
+
+
+def fit_pseudo_queries(material: Material) -> PseudoQueryModel:
+    """The pseudo-query model of a dataset's training pairs."""
+    from index.text import words
+
+    return fit(
+        (words(query), material.titles[row])
+        for query, pairs in material.known.items()
+        for row, _ in pairs
+    )
+
+
+def encoder_steps(item_count: int) -> int:
+    """Steps for a catalogue: about 600 at 55,000 items, within fixed bounds."""
+    return int(np.clip(item_count * STEPS_PER_ITEM, MIN_STEPS, MAX_STEPS))
+
+
+def _encoder(
+    material: Material, pseudo_queries: PseudoQueryModel, settings: BuildSettings, tell: Report
+) -> TextEncoder:
+    query, row, weight = material.pairs()
+
+    def sample(rows: NDArray[np.int64], random: np.random.Generator) -> list[str]:
+        return pseudo_queries.sample([material.titles[r] for r in rows], random)
+
+    steps = settings.encoder_steps or encoder_steps(len(material.titles))
+    trained = train_encoder(
+        material.item_texts,
+        material.queries,
+        Pairs(query, row, weight),
+        sample,
+        settings.encoder.with_steps(steps),
+        lambda done, total, loss: tell("encoder", done, total, loss),
+    )
+    if not settings.extra_encoders:
+        return trained
+    parts = (trained, *(part for part, _ in settings.extra_encoders))
+    weights = (1.0, *(weight for _, weight in settings.extra_encoders))
+    return ConcatenatedEncoder(parts, weights)
+
+
+def _validation(
+    dataset: Dataset, encoder: TextEncoder, matcher: AttributeMatcher, settings: BuildSettings
+) -> tuple[FloatArray, Sequence[NDArray[np.int64]]]:
+    """Embedded validation queries and their relevant rows, at most MAX_LAYOUT_QUERIES."""
+    truth = relevant_rows(dataset, "validation")
+    chosen = sorted(truth)[:MAX_LAYOUT_QUERIES]
+    embedded = fuse(encoder, matcher, chosen, settings.keyword_fusion)
+    return embedded, [truth[query] for query in chosen]
+
+
+def _silent(phase: str, done: int, total: int, loss: float) -> None:
+    """Report to nobody."""

@@ -1,0 +1,147 @@
+"""What training reads of a dataset: who wanted which item for which query, and after what.
+
+Only the training split is ever read here (`Dataset.judgments_of("train")`, `events_of("train")`),
+so test queries cannot leak into encoder, pseudo-queries or decoder.
+"""
+
+# pyarrow has no types of its own.
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.dataset import Dataset
+from index.text import item_text, normalise, words
+
+IntArray = NDArray[np.int64]
+RELEVANT_SHARE = 0.6
+CLICK_WEIGHT = 0.5
+ORDER_WEIGHT = 1.0
+MAX_HISTORY = 20
+_ITEM_COLUMNS = ("title", "brand", "category")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One search that ended in clicks or orders: query, rows wanted, and the user's rows before.
+
+    `wanted`: (item row, weight) pairs; `history`: item rows, oldest first.
+    """
+
+    query: str
+    wanted: tuple[tuple[int, float], ...]
+    history: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """Training material of one dataset.
+
+    item_texts, titles (tokenised), categories ("" where unknown): one entry an item row.
+    known: query → ((row, weight), …), weights in (0, 1], of the training split.
+    visits: the training events as searches with history.
+    """
+
+    item_texts: list[str]
+    titles: list[list[str]]
+    categories: list[str]
+    popularity: NDArray[np.float64]
+    known: dict[str, tuple[tuple[int, float], ...]]
+    visits: list[Visit]
+
+    @property
+    def queries(self) -> list[str]:
+        return list(self.known)
+
+    def pairs(self) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
+        """Query index (into `queries`), item row, weight: all (P,)."""
+        flat = [
+            (index, row, weight)
+            for index, pairs in enumerate(self.known.values())
+            for row, weight in pairs
+        ]
+        if not flat:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+        query, row, weight = zip(*flat, strict=True)
+        return np.array(query, np.int64), np.array(row, np.int64), np.array(weight, np.float64)
+
+
+def read_material(dataset: Dataset) -> Material:
+    """Collect the training split of a dataset."""
+    columns = dataset.items.select(list(_ITEM_COLUMNS)).to_pylist()
+    item_texts = [item_text(row) for row in columns]
+    ids = dataset.items.column("item_id").to_pylist()
+    row_of = {item_id: row for row, item_id in enumerate(ids)}
+    popularity = np.nan_to_num(
+        dataset.items.column("popularity").to_numpy(zero_copy_only=False).astype(np.float64)
+    )
+    known: dict[str, dict[int, float]] = defaultdict(dict)
+    for query, row, weight in _judged(dataset, row_of):
+        known[query][row] = max(weight, known[query].get(row, 0.0))
+    visits = _visits(dataset, row_of)
+    for visit in visits:
+        for row, weight in visit.wanted:
+            total = known[visit.query].get(row, 0.0) + 0.5 * weight
+            known[visit.query][row] = min(1.0, total)
+    return Material(
+        item_texts=item_texts,
+        titles=[words(text) for text in item_texts],
+        categories=[normalise(" ".join(row["category"] or [])) for row in columns],
+        popularity=popularity,
+        known={query: tuple(sorted(rows.items())) for query, rows in sorted(known.items())},
+        visits=visits,
+    )
+
+
+def _judged(dataset: Dataset, row_of: dict[str, int]) -> list[tuple[str, int, float]]:
+    """(query, row, weight) of judgments in the upper part of the grade scale."""
+    table = dataset.judgments_of("train")
+    if table.num_rows == 0:
+        return []
+    grades = table.column("grade").to_numpy()
+    everything = dataset.judgments.column("grade").to_numpy()
+    low, high = float(everything.min()), float(everything.max())
+    share = (grades - low) / (high - low) if high > low else np.ones(len(grades))
+    queries = table.column("query").to_pylist()
+    items = table.column("item_id").to_pylist()
+    return [
+        (queries[i], row_of[items[i]], float(share[i]))
+        for i in np.flatnonzero(share >= RELEVANT_SHARE)
+    ]
+
+
+def _visits(dataset: Dataset, row_of: dict[str, int]) -> list[Visit]:
+    """Training events grouped into searches, each with the user's earlier clicks and orders."""
+    table = dataset.events_of("train")
+    if table.num_rows == 0:
+        return []
+    order = np.argsort(table.column("time").to_numpy(), kind="stable")
+    columns = {
+        name: table.column(name).to_pylist()
+        for name in ("session_id", "user_id", "query", "item_id", "kind")
+    }
+    searches: dict[tuple[str, str], dict[int, float]] = {}
+    users: dict[tuple[str, str], str | None] = {}
+    for i in order:
+        kind, query = columns["kind"][i], columns["query"][i]
+        if kind == "impression" or not query:
+            continue
+        key = (columns["session_id"][i], query)
+        wanted = searches.setdefault(key, {})
+        users[key] = columns["user_id"][i]
+        row = row_of[columns["item_id"][i]]
+        weight = ORDER_WEIGHT if kind == "order" else CLICK_WEIGHT
+        wanted[row] = max(weight, wanted.get(row, 0.0))
+    past: dict[str, list[int]] = defaultdict(list)
+    visits: list[Visit] = []
+    for key, wanted in searches.items():
+        user = users[key]
+        history = tuple(past[user][-MAX_HISTORY:]) if user else ()
+        visits.append(Visit(key[1], tuple(wanted.items()), history))
+        if user:
+            past[user] += [row for row, _ in sorted(wanted.items(), key=lambda pair: pair[1])]
+    return visits
