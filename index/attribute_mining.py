@@ -20,6 +20,7 @@ from index.attribute_types import (
     ATTRIBUTE_KEYS,
     EMPTY_VALUES,
     LIST_COLUMNS,
+    NOT_ALONE,
     PRIORITY,
     STOP_WORDS,
     AttributeType,
@@ -44,6 +45,16 @@ _HEAD_END = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _CATEGORY_PARTS = re.compile(r"\s*(?:[/,|;]|&|\band\b)\s*")
+_PLURALS = {
+    "knife": "knives",
+    "shelf": "shelves",
+    "scarf": "scarves",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "mouse": "mice",
+    "foot": "feet",
+}
+_IRREGULAR = {**_PLURALS, **{plural: singular for singular, plural in _PLURALS.items()}}
 # Words of these types are no part of a mined entity: "black dress" is a colour and a dress.
 _NOT_IN_ENTITY = frozenset(AttributeType) - {
     AttributeType.ENTITY,
@@ -95,7 +106,7 @@ class _Miner:
             not 2 <= len(surface) <= MAX_SURFACE_LENGTH
             or surface in self.lexical
             or surface in EMPTY_VALUES
-            or surface in STOP_WORDS
+            or surface in STOP_WORDS | NOT_ALONE
             or not any(character.isalpha() for character in surface)
         ):
             return
@@ -159,7 +170,7 @@ class _Miner:
             return {last[-length:] for length in (2, 3, 4) if len(last) >= length}
         if len(last) < 3:
             return set()
-        heads = {last}
+        heads = set() if last in NOT_ALONE else {last}
         for length in (2, 3):
             phrase = words[-length:]
             if len(phrase) < length or not all(self.in_entity(word) for word in phrase[:-1]):
@@ -190,6 +201,9 @@ class _Miner:
 
 def _other_number(phrase: str) -> list[str]:
     """The plural of an English singular or the reverse; nothing for other scripts."""
+    rest, space, last = phrase.rpartition(" ")
+    if last in _IRREGULAR:
+        return [rest + space + _IRREGULAR[last]]
     if not phrase.isascii() or len(phrase) < 3 or not phrase[-1].isalpha():
         return []
     if phrase.endswith("ies") and len(phrase) > 4:

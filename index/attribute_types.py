@@ -93,11 +93,16 @@ EMPTY_VALUES = frozenset(value.strip() for value in _EMPTY_VALUES.split(","))
 # Words that never end or start a mined entity and are never a brand by themselves.
 _STOP_WORDS = """
     a an and any are as at be by can do for from has have how i in into is it its me my no not of
-    on or our per set so some than that the their them these this to up use was we what when
-    which who will with without you your each includes including plus compatible only kit pack
-    piece pieces pcs count ct home new in. ft. series size type
+    on or our per so some than that the their them these this to up use was we what when
+    which who will with without you your each includes including plus compatible only
+    home new in. ft. series size type
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+# Words that name nothing alone, but do at the end of a phrase: "tool kit".
+NOT_ALONE = frozenset(
+    ["kit", "kits", "set", "sets", "pack", "packs", "piece", "pieces", "pcs", "count", "ct"]
+)
 
 # "canonical: surface, surface" per line; the canonical value is a surface too.
 _LEXICON: Mapping[AttributeType, str] = {

@@ -197,5 +197,5 @@ class _QueryFit:
         for facet, number in self.named.items():
             liking = np.append(getattr(self.users, facet)[user], 0.0)  # -1: none named
             fit *= np.exp(1.2 * liking)[number]
-        unlike = self.men if self.users.gender[user] == "women" else self.women
+        unlike = self.men if self.users.female[user] else self.women
         return np.where(unlike, 0.15 * fit, fit)

@@ -31,7 +31,7 @@ class DemoUsers:
 
     brand, color, material: float (n_users, values of the facet), positive = liked;
     price_level (n_users,) 0 … 1; department (n_users, n_departments) shares; joined (n_users,)
-    seconds; gender whose clothes they wear ("women", "men").
+    seconds; female (n_users,): whether they wear women's or men's clothes.
     """
 
     brand: Floats
@@ -40,7 +40,7 @@ class DemoUsers:
     price_level: Floats
     department: Floats
     joined: Floats
-    gender: list[str]
+    female: Bools
     attributes: list[dict[str, str]]
 
 
@@ -66,7 +66,7 @@ def make_users(
             brand[everybody, numbers[order[:, 1]]] = 0.6
             brand[everybody, numbers[order[:, -1]]] = -0.5
     earliest = np.where(rng.random(n_users) < FOUNDER_SHARE, 0.0, rng.uniform(0, DAYS - 5, n_users))
-    gender = ["men" if draw < 0.45 else "women" for draw in rng.random(n_users)]
+    female = rng.random(n_users) >= 0.45
     joined = EPOCH_S + np.floor(earliest * DAY_S)
     attributes = [
         {
@@ -84,7 +84,7 @@ def make_users(
         price_level=level,
         department=interest,
         joined=joined,
-        gender=gender,
+        female=female,
         attributes=attributes,
     )
 
@@ -113,13 +113,12 @@ def taste(users: DemoUsers, items: DemoItems, user: Ints, item: Ints) -> Floats:
         ("material", users.material, MATERIAL_WEIGHT),
     ):
         first = facets[name].has.argmax(axis=1)
-        any_value = facets[name].has.any(axis=1)
+        any_value: Bools = np.any(facets[name].has, axis=1)
         total = total + weight * liking[user, first[item]] * any_value[item]
     gap = np.abs(users.price_level[user] - items.price_level[item])
     total = total + PRICE_WEIGHT * (0.3 - gap)
     audience = facets["audience"]
-    female: Bools = np.array([gender == "women" for gender in users.gender])
-    for name, unlike in (("women", ~female), ("men", female)):
+    for name, unlike in (("women", ~users.female), ("men", users.female)):
         if name in audience.values:
-            total = total - AUDIENCE_WEIGHT * unlike[user] * audience.of(name)[item]
+            total = total - AUDIENCE_WEIGHT * (unlike[user] & audience.of(name)[item])
     return total

@@ -33,6 +33,8 @@ def dictionary() -> AttributeDictionary:
         item("Home Kettle", attributes=[("series", ["Aurora 500"]), ("voltage", ["230V"])]),
         item("Home Rug Black", material=["Medium Density Fiberboard (MDF)"]),
         item("Home Chair", brand="Unknown", color=["Other"], function=["back support"]),
+        *(item(f"{maker} Steel Tool Kit") for maker in ("Tavira", "Norvell", "Quern")),
+        item("Block of Knives", category=["Kitchen", "Chef Knives"]),
         item("Home Lamp", audience=["Crafters"], brand="Moss Green"),
     ]
     return AttributeDictionary.build(pa.Table.from_pylist(rows, schema=ITEMS))
@@ -49,6 +51,8 @@ def test_learns_types_from_columns_attributes_and_titles(dictionary: AttributeDi
         "back support": Entry(T.FUNCTION, "back support"),
         "crafters": Entry(T.AUDIENCE, "crafters"),
         "running shoe": Entry(T.ENTITY, "running shoes"),
+        "tool kits": Entry(T.ENTITY, "tool kit"),
+        "chef knife": Entry(T.ENTITY, "chef knives"),
         "spikes": Entry(T.ENTITY, "spikes"),
         "writing desk": Entry(T.ENTITY, "writing desk"),
         "writing desks": Entry(T.ENTITY, "writing desk"),
@@ -59,7 +63,7 @@ def test_learns_types_from_columns_attributes_and_titles(dictionary: AttributeDi
 def test_placeholders_generic_brands_and_rare_head_nouns_are_left_out(
     dictionary: AttributeDictionary,
 ) -> None:
-    assert not {"unknown", "other", "home", "kettle"} & dictionary.entries.keys()
+    assert not {"unknown", "other", "home", "kettle", "kit"} & dictionary.entries.keys()
 
 
 def test_conflicts_go_by_priority(dictionary: AttributeDictionary) -> None:

@@ -59,7 +59,7 @@ def test_same_seed_same_bytes_in_another_process(directory: Path, tmp_path: Path
 
 def test_another_seed_another_shop(directory: Path, tmp_path: Path) -> None:
     generate(tmp_path, seed=4, **TINY)
-    assert all(a != b for a, b in zip(digests(tmp_path).values(), digests(directory).values()))
+    assert not set(digests(tmp_path).values()) & set(digests(directory).values())
 
 
 def test_says_that_it_is_simulated(directory: Path) -> None:
@@ -69,7 +69,7 @@ def test_says_that_it_is_simulated(directory: Path) -> None:
 
 @pytest.mark.parametrize("size", [{"n_items": 59}, {"n_users": 0}, {"n_sessions": 0}, {"seed": -1}])
 def test_impossible_sizes_are_refused(tmp_path: Path, size: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="demo shop needs|at least 1"):
+    with pytest.raises(ConfigError, match=r"demo shop needs|at least 1"):
         generate(tmp_path, **{**TINY, **size})
     assert not list(tmp_path.iterdir())
 
@@ -118,7 +118,7 @@ def test_events_are_consistent(directory: Path) -> None:
     item_ids = {item["item_id"] for item in rows(directory, "items.jsonl")}
     times = [event["time"] for event in events]
     assert times == sorted(times)
-    assert EPOCH_S <= times[0]
+    assert times[0] >= EPOCH_S
     assert times[-1] <= EPOCH_S + DAYS * DAY_S
     kinds = defaultdict(set)
     first_time: dict[tuple[str, str, str], float] = {}
@@ -241,7 +241,7 @@ def test_misspelling_changes_one_word_and_keeps_its_first_letter() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         wrong = misspell("wireless headphones for kids", rng).split()
-        right = "wireless headphones for kids".split()
+        right = ["wireless", "headphones", "for", "kids"]
         changed = [(w, r) for w, r in zip(wrong, right, strict=True) if w != r]
         assert len(changed) <= 1
         assert all(w[0] == r[0] for w, r in changed)
