@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
@@ -189,9 +190,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     slug = _SLUG_OF_STATUS.get(failure.status_code)
     if slug is None:
         slug = "malformed-request" if failure.status_code < 500 else "internal"
-    headers = {key: value for key, value in (failure.headers or {}).items() if key == "Allow"}
+    headers = {"Allow": _allowed_methods(request)} if slug == "method-not-allowed" else {}
     detail = PROBLEMS[slug].remedy
     return Problem(slug, detail, headers=headers).response(request_id_of(request.scope))
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of the path: Starlette names only those of the first route that matches."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """Wire data of the HTTP surface. JSON bodies are strict: no text for numbers, no unknown fields.
 
-Seconds inside, `_ms` only here. Strings never hold NUL; lone surrogates fail Pydantic's own check.
+Seconds inside, `_ms` only here. Strings are text that UTF-8 can write, without NUL.
 """
 
 from __future__ import annotations
@@ -23,22 +23,27 @@ Degradation = Literal["engine_deadline", "engine_overload", "engine_error"]
 DEGRADATIONS: tuple[Degradation, ...] = ("engine_deadline", "engine_overload", "engine_error")
 
 
-def _without_nul(text: str) -> str:
+def _readable(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not hold NUL characters")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("must not hold lone surrogates") from None
     return text
 
 
 QueryText = Annotated[
     str,
-    AfterValidator(_without_nul),
+    AfterValidator(_readable),
     Field(
         description="what is searched for, in any script", examples=["stainless steel wall hook"]
     ),
 ]
 Identifier = Annotated[
     str,
-    AfterValidator(_without_nul),
+    AfterValidator(_readable),
     Field(min_length=1, max_length=MAX_IDENTIFIER_CHARACTERS),
 ]
 Price = Annotated[float, Field(ge=0, le=MAX_PRICE, allow_inf_nan=False)]
@@ -65,7 +70,7 @@ class Filters(BaseModel):
     material: Values = Field(default_factory=list[str], examples=[["steel"]])
     price_min: Price | None = Field(None, examples=[5])
     price_max: Price | None = Field(None, examples=[50])
-    in_stock: bool = Field(False, description="only items with stock above zero")
+    in_stock: bool = Field(False, description="leave out items that are known to be out of stock")
 
     @model_validator(mode="after")
     def _prices_in_order(self) -> Self:

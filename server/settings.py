@@ -39,9 +39,10 @@ CONCURRENT_REQUESTS = 256
 RETRY_AFTER_S = 1.0
 WORKER_THREADS = 4
 QUERY_CACHE_ENTRIES = 20_000
-FILTER_CACHE_ENTRIES = 256
+FILTER_CACHE_ENTRIES = 64
 REMEMBERED_USERS = 10_000
 REMEMBERED_ITEMS = 50
+RETRIEVAL_CANDIDATES = 0
 FALLBACK_CANDIDATES = 100
 DRAIN_S = 1.0
 SHUTDOWN_S = 15.0
@@ -63,6 +64,10 @@ class Settings(BaseSettings):
     )
     engine: Literal["native", "vllm"] = "native"
 
+    engine_threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of the native engine; torch's choice if not given"
+    )
+
     beam_width: int = Field(DEFAULT_BEAM_WIDTH, ge=1, le=1024, description="when not asked for")
     timeout_s: float = Field(DEFAULT_TIMEOUT_S, ge=0.01, le=60, description="when not asked for")
     ranking_reserve_s: float = Field(
@@ -76,8 +81,14 @@ class Settings(BaseSettings):
         CONCURRENT_REQUESTS, ge=1, le=100_000, description="above this /v1 answers 503"
     )
     retry_after_s: float = Field(RETRY_AFTER_S, ge=0, le=3600)
+    retrieval_candidates: int = Field(
+        RETRIEVAL_CANDIDATES,
+        ge=0,
+        le=10_000,
+        description="of each of dense and lexical search, ranked beside the beam's items",
+    )
     fallback_candidates: int = Field(
-        FALLBACK_CANDIDATES, ge=1, le=10_000, description="per list when the engine is not heard"
+        FALLBACK_CANDIDATES, ge=1, le=10_000, description="the same, when the engine is not heard"
     )
     worker_threads: int = Field(WORKER_THREADS, ge=1, le=256)
     query_cache_entries: int = Field(QUERY_CACHE_ENTRIES, ge=1)

@@ -1,0 +1,169 @@
+"""`onesearch serve`: bind, load a generation, answer until told to end.
+
+SIGTERM drains: /readyz says 503 while requests are still answered for `drain_s`, then the socket
+closes, open requests end, and the status is 0. Ctrl-C skips the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import uvicorn
+from structlog.typing import FilteringBoundLogger
+
+from index.errors import ConfigError
+from server import settings as settings_of
+from server.settings import DEFAULT_CHAMPION, Settings
+
+if TYPE_CHECKING:
+    from server.gateway import Gateway
+
+
+def serve(
+    snapshot: Annotated[Path | None, typer.Option(help="Snapshot directory.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory.")] = None,
+    engine: Annotated[str | None, typer.Option(help="native (default) or vllm.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port, 8080 unless given; 0 takes a free one.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on, 127.0.0.1 unless given.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; ONESEARCH_CONFIG names one too.")
+    ] = None,
+) -> None:
+    """Answer searches over HTTP: the page at /, the API at /docs."""
+    run_server(
+        settings_of.load(
+            config,
+            snapshot=snapshot,
+            checkpoint=checkpoint,
+            engine=engine,
+            port=port,
+            host=host,
+        )
+    )
+
+
+serve.__doc__ = f"{serve.__doc__} Without both paths it serves what {DEFAULT_CHAMPION} names."
+
+
+def run_server(settings: Settings) -> None:
+    """Serve until a signal. Raises ConfigError or ArtifactError before the first request."""
+    if settings.engine == "vllm":
+        raise ConfigError("this build has no vLLM engine yet; use --engine native")
+    # What needs torch is imported here: wrong settings are told without waiting for it.
+    from server.generation import chosen_paths
+
+    snapshot, checkpoint = chosen_paths(settings)
+    with bind(settings.host, settings.port) as listener:
+        from server.logs import forward_standard_logging, make_logger
+
+        log = make_logger(settings.log_level)
+        forward_standard_logging(log)
+        asyncio.run(_serve(settings, snapshot, checkpoint, listener, log))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises ConfigError that says what to change."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror:
+        raise ConfigError(f"host {host!r} is no address of this machine; try 127.0.0.1") from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        # Listening already now makes a second server on this port fail here and not later.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(_why_not_bound(error, host, port)) from None
+    return listener
+
+
+def _why_not_bound(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is already in use; choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose one from 1024 up"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"host {host!r} is no address of this machine; try 127.0.0.1"
+    return f"cannot listen on {host} port {port}: {error.strerror}"
+
+
+async def _serve(
+    settings: Settings,
+    snapshot: Path,
+    checkpoint: Path,
+    listener: socket.socket,
+    log: FilteringBoundLogger,
+) -> None:
+    from server.app import create_app
+    from server.metrics import Metrics
+    from server.start import start_pipeline
+
+    started = time.monotonic()
+    metrics = Metrics()
+    pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log)
+    app = create_app(pipeline, settings, metrics=metrics, log=log)
+    serving = asdict(pipeline.serving())
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    log.info(
+        "serving",
+        url=url,
+        load_s=round(time.monotonic() - started, 2),
+        **serving,
+    )
+    if sys.stderr.isatty():
+        typer.echo(f"onesearch answers at {url}", err=True)
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
+        ),
+        app.state.gateway,
+        settings.drain_s,
+    )
+    await server.serve(sockets=[listener])
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that says that it is going before it goes."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, drain_s: float) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._drain_s = drain_s
+        self._close_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First SIGTERM: drain. Ctrl-C, or a second signal: close now."""
+        self._gateway.draining = True
+        if sig == signal.SIGTERM and self._close_at is None:
+            self._close_at = time.monotonic() + self._drain_s
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is the drain over?"""
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)

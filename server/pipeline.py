@@ -1,0 +1,288 @@
+"""One search from request to answer, on one pinned generation.
+
+query → embedding → user context → prompt → engine → postings → rescoring → hits
+
+Work on arrays runs in threads, never on the event loop; the engine has its own. The engine gets the
+deadline less a reserve for what follows it. Where it is late, sheds or fails, dense and lexical
+retrieval answer in its place and the answer says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from structlog.typing import FilteringBoundLogger
+
+from decoding.engine import Engine, Hypotheses, Prompt
+from decoding.errors import DeadlineExceeded, EngineOverloaded
+from index.items import ItemFilter
+from index.text import normalise
+from models.ranking import rank_candidates
+from server.cache import LruCache
+from server.candidates import Allowed, chosen_candidates
+from server.context import UserContexts
+from server.generation import Generation, Generations
+from server.hits import hits_of, item_of
+from server.metrics import Metrics
+from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
+from server.search import Serving
+from server.settings import RANKING_RESERVE_SHARE, Settings
+
+ENGINE_GRACE_S = 0.005
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What the engine and the ranking need of a request. `embedding` float32 (d,)."""
+
+    query: str
+    embedding: NDArray[np.float32]
+    prompt: Prompt
+    allowed: Allowed | None
+    beam_width: int
+    unknown_history: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The engine's hypotheses, or why there are none."""
+
+    hypotheses: Hypotheses | None
+    degraded: tuple[Degradation, ...] = ()
+
+
+class Stopwatch:
+    """Milliseconds of each stage, in the order they ended."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = self._last = time.perf_counter()
+        self.timings_ms: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """End a stage; the next one begins."""
+        now = time.perf_counter()
+        self._metrics.stages.labels(stage).observe(now - self._last)
+        self.timings_ms[stage] = round((now - self._last) * 1000, 3)
+        self._last = now
+
+    def stop(self) -> dict[str, float]:
+        """All stages and the total."""
+        total_ms = (time.perf_counter() - self._start) * 1000
+        return self.timings_ms | {"total": round(total_ms, 3)}
+
+
+class Pipeline:
+    """The `Searcher` of the product: one engine, one live generation, a pool of threads."""
+
+    def __init__(
+        self,
+        generations: Generations,
+        engine: Engine,
+        contexts: UserContexts,
+        settings: Settings,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._generations = generations
+        self._engine = engine
+        self._contexts = contexts
+        self._settings = settings
+        self._metrics = metrics
+        self._log = log
+        self._threads = ThreadPoolExecutor(settings.worker_threads, "onesearch-search")
+        self._embeddings: LruCache[tuple[str, str], NDArray[np.float32]] = LruCache(
+            settings.query_cache_entries
+        )
+        self._filters: LruCache[tuple[str, ItemFilter], Allowed] = LruCache(
+            settings.filter_cache_entries
+        )
+
+    async def search(
+        self, request: SearchRequest, request_id: str, deadline: float
+    ) -> SearchResponse:
+        """Answer one request by `deadline` (monotonic seconds), degraded if need be."""
+        watch = Stopwatch(self._metrics)
+        with self._generations.pin() as generation:
+            history = await self._history(request)
+            prepared = await self._in_thread(self._prepare, generation, request, history)
+            watch.lap("prepare")
+            if prepared.allowed is not None and prepared.allowed.n_items == 0:
+                found, hits, n_candidates = Found(None), list[Hit](), 0
+            else:
+                found = await self._ask_engine(prepared, request_id, deadline)
+                watch.lap("engine")
+                hits, n_candidates = await self._in_thread(
+                    self._rank, generation, request, prepared, found
+                )
+                watch.lap("rank")
+        self._metrics.unknown_history.inc(prepared.unknown_history)
+        return SearchResponse(
+            request_id=request_id,
+            query=request.query,
+            hits=hits,
+            total_candidates=n_candidates,
+            model_version=generation.model_version,
+            index_version=generation.index_version,
+            degraded=list(found.degraded),
+            complete=len(hits) == request.limit,
+            notes=_notes(request, prepared, len(hits)),
+            simulated=generation.simulated,
+            timings_ms=watch.stop(),
+        )
+
+    async def item(self, item_id: str) -> Item | None:
+        """One item of the live catalogue, or None."""
+        with self._generations.pin() as generation:
+            return await self._in_thread(item_of, generation, item_id)
+
+    def serving(self) -> Serving:
+        """The live generation."""
+        live = self._generations.live
+        return Serving(
+            live.model_version, live.index_version, live.simulated, len(live.snapshot.items)
+        )
+
+    def engine_statistics(self) -> Mapping[str, float]:
+        """The engine's counters."""
+        return asdict(self._engine.stats())
+
+    async def close(self) -> None:
+        """End the engine, then the threads."""
+        await self._engine.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def _history(self, request: SearchRequest) -> Sequence[str]:
+        """Item ids from the request, else from what is known of the user."""
+        if request.history is not None:
+            if request.user_id is not None:
+                await self._contexts.remember(request.user_id, request.history)
+            return request.history
+        if request.user_id is not None:
+            return await self._contexts.history(request.user_id)
+        return ()
+
+    def _prepare(
+        self, generation: Generation, request: SearchRequest, history: Sequence[str]
+    ) -> Prepared:
+        snapshot = generation.snapshot
+        query = normalise(request.query)
+        embedding = self._embedding(generation, query)
+        rows = snapshot.items.rows_of(history)
+        known = rows[rows >= 0]
+        sids = snapshot.trie.codes_of_leaves(snapshot.postings.leaf_of_row[known])
+        allowed = self._allowed(generation, request)
+        n_legal = snapshot.trie.n_leaves if allowed is None else allowed.trie.n_leaves
+        return Prepared(
+            query,
+            embedding,
+            generation.prompts.prompt(query, embedding, list(sids)),
+            allowed,
+            min(request.beam_width or self._settings.beam_width, n_legal),
+            len(rows) - len(known),
+        )
+
+    def _embedding(self, generation: Generation, query: str) -> NDArray[np.float32]:
+        key = (generation.index_version, query)
+        embedding = self._embeddings.get(key)
+        self._count("query", embedding is not None)
+        if embedding is None:
+            # A text without one known feature has no direction; zero is similar to nothing.
+            embedding = np.nan_to_num(generation.snapshot.embed_queries([query])[0])
+            self._embeddings.put(key, embedding)
+        return embedding
+
+    def _allowed(self, generation: Generation, request: SearchRequest) -> Allowed | None:
+        filters = item_filter(request)
+        if filters.is_empty:
+            return None
+        key = (generation.index_version, filters)
+        allowed = self._filters.get(key)
+        self._count("filter", allowed is not None)
+        if allowed is None:
+            allowed = Allowed.of(filters, generation.snapshot)
+            self._filters.put(key, allowed)
+        return allowed
+
+    def _count(self, cache: str, hit: bool) -> None:
+        self._metrics.cache.labels(cache, "hit" if hit else "miss").inc()
+
+    async def _ask_engine(self, prepared: Prepared, request_id: str, deadline: float) -> Found:
+        """The engine's hypotheses within its share of the time that is left."""
+        left_s = deadline - time.monotonic()
+        reserve_s = min(self._settings.ranking_reserve_s, left_s * RANKING_RESERVE_SHARE)
+        engine_s = left_s - reserve_s
+        if engine_s <= 0:
+            return Found(None, ("engine_deadline",))
+        trie_filter = None if prepared.allowed is None else prepared.allowed.trie
+        try:
+            # The engine keeps its deadline itself; the timeout is for one that does not.
+            async with asyncio.timeout(engine_s + ENGINE_GRACE_S):
+                [hypotheses] = await self._engine.search(
+                    [prepared.prompt], prepared.beam_width, trie_filter, deadline - reserve_s
+                )
+        except (DeadlineExceeded, TimeoutError):
+            return Found(None, ("engine_deadline",))
+        except EngineOverloaded:
+            return Found(None, ("engine_overload",))
+        except Exception:  # noqa: BLE001  whatever broke in there, retrieval can still answer
+            self._log.exception("engine failed", request_id=request_id)
+            return Found(None, ("engine_error",))
+        return Found(hypotheses)
+
+    def _rank(
+        self, generation: Generation, request: SearchRequest, prepared: Prepared, found: Found
+    ) -> tuple[list[Hit], int]:
+        retrieved = self._settings.retrieval_candidates
+        if found.hypotheses is None:
+            retrieved = self._settings.fallback_candidates
+        snapshot, query, embedding = generation.snapshot, prepared.query, prepared.embedding
+        mask = None if prepared.allowed is None else prepared.allowed.mask
+        beam = found.hypotheses
+        chosen = chosen_candidates(snapshot, query, embedding, beam, mask, retrieved)
+        ranked = rank_candidates(snapshot, generation.weights, query, embedding, chosen)
+        hits = hits_of(generation, ranked, beam, request.limit, explain=request.explain)
+        return hits, len(ranked.rows)
+
+
+def item_filter(request: SearchRequest) -> ItemFilter:
+    """The request's filters as the index takes them."""
+    filters = request.filters
+    if filters is None:
+        return ItemFilter()
+    return ItemFilter(
+        category=tuple(filters.category),
+        brand=tuple(filters.brand),
+        color=tuple(filters.color),
+        material=tuple(filters.material),
+        price_min=filters.price_min,
+        price_max=filters.price_max,
+        in_stock=filters.in_stock,
+    )
+
+
+def _notes(request: SearchRequest, prepared: Prepared, n_hits: int) -> list[str]:
+    notes: list[str] = []
+    if prepared.unknown_history:
+        notes.append(f"history items not in the catalogue: {prepared.unknown_history}")
+    if n_hits == request.limit:
+        return notes
+    allowed = prepared.allowed
+    if allowed is not None and allowed.n_items == 0:
+        notes.append("no item passes the filters")
+    elif allowed is not None and allowed.n_items == n_hits:
+        notes.append(f"only {n_hits} items pass the filters")
+    else:
+        notes.append(f"only {n_hits} items were found; a larger beam_width finds more")
+    return notes
