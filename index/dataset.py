@@ -35,7 +35,7 @@ from index.errors import ArtifactError, DataError
 from index.splits import SPLIT_NAMES, split_queries
 
 KIND = "dataset"
-DEFAULT_BATCH_ROWS = 16_384
+DEFAULT_BATCH_ROWS = 8_192
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -212,7 +212,9 @@ class TableWriter:
     def __init__(self, directory: Path, name: str, *, batch_rows: int = DEFAULT_BATCH_ROWS) -> None:
         self._schema = TABLES[name]
         self._path = directory / f"{name}.parquet"
-        self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(
+            self._path, self._schema, compression="zstd", write_statistics=False
+        )
         self._batch_rows = batch_rows
         self._rows: list[Mapping[str, Any]] = []
         self.count = 0

@@ -70,10 +70,8 @@ def _canonical(table: str, values: dict[str, Any], mapping: TableMapping) -> dic
 
 def _table_files(kind: str, source: Path) -> dict[str, Path]:
     """Table → file, items first."""
-    if source.is_file():
-        return {"items": source}
     if not source.is_dir():
-        raise ConfigError(f"source {source} does not exist")
+        return {"items": source}
     files: dict[str, Path] = {}
     for table in FIELDS:
         found = [p for s in SUFFIXES[kind] if (p := source / f"{table}{s}").is_file()]

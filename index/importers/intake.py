@@ -125,9 +125,6 @@ class Intake:
         """Add a sentence for the summary."""
         self._notes.append(text)
 
-    def has_item(self, item_id: str) -> bool:
-        return item_id in self._items
-
     def finish(self) -> Summary:
         """Write the splits, close every file and count."""
         splits = split_queries(self._queries)
@@ -239,7 +236,8 @@ class Intake:
         item_id = self._known_item(raw)
         kind = _KIND_OF_NAME.get(str(raw.get("kind") or "").strip().lower())
         if kind is None:
-            raise FieldError("kind", "unknown kind" if raw.get("kind") else "missing", raw["kind"])
+            given = raw.get("kind")
+            raise FieldError("kind", "unknown kind" if given else "missing", given)
         time = cleaning.read_time("time", raw.get("time"))
         mark = str(raw.get("split") or "").strip().lower()
         if mark and mark not in _SPLIT_OF_NAME:

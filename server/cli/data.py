@@ -94,29 +94,29 @@ def _print_import(imported: Imported) -> None:
     for title, counts in (("rejected", summary.rejected), ("warning", summary.warnings)):
         for name, reasons in counts.items():
             for reason, count in reasons.items():
-                console.print(f"{title}: {name}: {reason}: {count:,}", markup=False)
+                typer.echo(f"{title}: {name}: {reason}: {count:,}")
     sizes = ", ".join(f"{name} {count:,}" for name, count in summary.splits.items())
-    console.print(f"queries: {sizes}")
+    typer.echo(f"queries: {sizes}")
     for note in summary.notes:
-        console.print(f"note: {note}", markup=False)
-    console.print(f"version {imported.version}")
+        typer.echo(f"note: {note}")
+    typer.echo(f"version {imported.version}")
 
 
 def _print_validation(validation: Validation) -> None:
     console = Console(highlight=False)
     for section, facts in validation.facts.items():
         if not isinstance(facts, dict):
-            console.print(f"{section}: {facts}", markup=False)
+            typer.echo(f"{section}: {facts}")
             continue
         table = Table("fact", "value", title=section, title_justify="left")
         for name, value in _flat(facts):
             table.add_row(name, value)
         console.print(table)
     for warning in validation.warnings:
-        console.print(f"warning: {warning}", markup=False)
+        typer.echo(f"warning: {warning}")
     for problem in validation.problems:
-        console.print(f"broken: {problem}", markup=False)
-    console.print("broken" if validation.problems else "sound")
+        typer.echo(f"broken: {problem}")
+    typer.echo("broken" if validation.problems else "sound")
 
 
 def _flat(facts: dict[str, Any]) -> list[tuple[str, str]]:
