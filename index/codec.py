@@ -4,7 +4,8 @@ Residual levels first (each code's centroid is subtracted), then optionally two 
 sub-quantizers on the rotated residual. All levels are kept in one *additive* form: level l has
 centroids C_l of shape (K_l, d) in the embedding's own space, and
 
-    reconstruct(codes) = Σ_l C_l[code_l]            encode: code_l = argmin ‖r_l − C_l[k]‖,  r_{l+1} = r_l − C_l[code_l]
+    reconstruct(codes) = Σ_l C_l[code_l]
+    encode:  code_l = argmin_k ‖r_l − C_l[k]‖,  r_{l+1} = r_l − C_l[code_l]
 
 For a product sub-quantizer C_l is its codebook rotated back, zero in the other subspace, so the
 same greedy rule picks the same codes. Source: METHOD §2 (RQ 4096-1024-512, OPQ 2×256), Jégou et
@@ -18,14 +19,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.arrays import open_array, save_arrays
 from index.errors import ArtifactError, ConfigError
 from index.sid import SidLayout
 
 _ENCODE_BLOCK = 4096
+_NEAREST_BLOCK_SCORES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,29 +91,40 @@ class Codec:
         return float(np.einsum("nd,nd->n", difference, difference).mean())
 
     def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        for level, centroids in enumerate(self.centroids):
-            np.save(directory / f"level_{level}.npy", centroids)
+        save_arrays(directory, {f"level_{level}": c for level, c in enumerate(self.centroids)})
         config = {"level_sizes": list(self.layout.level_sizes), "kinds": list(self.kinds)}
         (directory / "codec.json").write_text(json.dumps(config, sort_keys=True))
 
     @classmethod
     def open(cls, directory: Path) -> Codec:
+        """Memory-map a saved codec. Raises ArtifactError when it is missing or damaged."""
+        path = directory / "codec.json"
         try:
-            config = json.loads((directory / "codec.json").read_text())
+            config = cast(dict[str, Any], json.loads(path.read_text()))
+            sizes = tuple(int(size) for size in config["level_sizes"])
+            kinds = tuple(str(kind) for kind in config["kinds"])
         except FileNotFoundError:
-            raise ArtifactError(f"{directory} holds no codec.json") from None
-        sizes = tuple(int(size) for size in config["level_sizes"])
-        centroids = tuple(
-            np.load(directory / f"level_{level}.npy", allow_pickle=False)
-            for level in range(len(sizes))
-        )
-        return cls(SidLayout(sizes), centroids, tuple(str(kind) for kind in config["kinds"]))
+            raise ArtifactError(f"{directory} holds no codec.json; build it again") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error!r}); build it again") from None
+        books = tuple(open_array(directory / f"level_{level}.npy") for level in range(len(sizes)))
+        if tuple(map(len, books)) != sizes or len({book.shape[1:] for book in books}) != 1:
+            raise ArtifactError(f"the codebooks of {directory} do not fit codec.json; build again")
+        return cls(SidLayout(sizes), books, kinds)
 
 
 def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Index of the nearest centroid (K, d) of each vector (N, d); ties to the smaller index."""
-    return np.argmax(vectors @ centroids.T - half_square_norms(centroids), axis=1)
+    """Index of the nearest centroid (K, d) of each vector (N, d); ties to the smaller index.
+
+    Works in blocks of vectors: a catalogue of millions needs no (N, K) matrix.
+    """
+    bias = half_square_norms(centroids)
+    block = max(1, _NEAREST_BLOCK_SCORES // len(centroids))
+    chosen = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), block):
+        part = slice(start, start + block)
+        chosen[part] = np.argmax(vectors[part] @ centroids.T - bias, axis=1)
+    return chosen
 
 
 def half_square_norms(centroids: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.arrays import open_array, save_arrays
 from index.errors import ArtifactError, ConfigError
 from index.text import words
 
@@ -28,6 +30,7 @@ GRAM_SIZES = (3, 4, 5)
 MAX_WORDS = 64
 MAX_WORD_CHARACTERS = 40
 MAX_TOKEN_CACHE = 200_000
+CONFIG_FILE = "encoder.json"
 
 
 @runtime_checkable
@@ -45,6 +48,10 @@ class TextEncoder(Protocol):
         ...
 
     def save(self, directory: Path) -> None: ...
+
+
+Opener = Callable[[Path, dict[str, Any]], TextEncoder]
+_OPENERS: dict[str, Opener] = {}
 
 
 def word_buckets(word: str, bucket_count: int) -> list[int]:
@@ -70,7 +77,7 @@ def bigram_bucket(first: str, second: str, bucket_count: int) -> int:
 def text_tokens(text: str) -> list[str]:
     """The tokens whose vectors a text sums: its words, then its bigrams as `first second`."""
     found = words(text)[:MAX_WORDS]
-    return found + [f"{a} {b}" for a, b in zip(found, found[1:], strict=False)]
+    return found + [f"{a} {b}" for a, b in pairwise(found)]
 
 
 def token_buckets(token: str, bucket_count: int) -> list[int]:
@@ -135,18 +142,29 @@ class StaticEncoder:
         return result
 
     def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        np.save(directory / "table.npy", self.table)
-        np.save(directory / "scale.npy", self.scale)
-        np.save(directory / "row_of_bucket.npy", self.row_of_bucket)
-        _write_config(directory, {"kind": "static", "dimension": self.dimension})
+        arrays = {
+            "table": self.table,
+            "scale": self.scale,
+            "row_of_bucket": self.row_of_bucket,
+        }
+        save_arrays(directory, arrays)
+        write_config(directory, {"kind": "static", "dimension": self.dimension})
 
     @classmethod
     def open(cls, directory: Path) -> StaticEncoder:
-        def load(name: str) -> NDArray[Any]:
-            return np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-
-        return cls(load("table"), load("scale"), load("row_of_bucket"))
+        """Memory-map a saved encoder. Raises ArtifactError when it is missing or damaged."""
+        names = ("table", "scale", "row_of_bucket")
+        table, scale, row_of_bucket = (open_array(directory / f"{name}.npy") for name in names)
+        fits = (
+            table.ndim == 2
+            and scale.shape == table.shape[:1]
+            and row_of_bucket.size.bit_count() == 1
+            and row_of_bucket.min() >= -1
+            and row_of_bucket.max() < len(table)
+        )
+        if not fits:
+            raise ArtifactError(f"the arrays of {directory} do not fit each other; build it again")
+        return cls(table, scale, row_of_bucket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +194,9 @@ class ConcatenatedEncoder:
         return unit_rows(np.concatenate(columns, axis=1))
 
     def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         for position, part in enumerate(self.parts):
             part.save(directory / str(position))
-        _write_config(directory, {"kind": "concatenated", "weights": list(self.weights)})
+        write_config(directory, {"kind": "concatenated", "weights": list(self.weights)})
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -188,26 +205,47 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32, copy=False)
 
 
+def register_kind(kind: str, opener: Opener) -> None:
+    """Let `open_encoder` open encoders of a further kind.
+
+    For encoders that need what `index` may not import; registering a kind again replaces it.
+    """
+    _OPENERS[kind] = opener
+
+
 def open_encoder(directory: Path) -> TextEncoder:
     """The encoder saved in `directory`. Raises ArtifactError for an unknown or damaged one."""
+    path = directory / CONFIG_FILE
     try:
-        config = json.loads((directory / "encoder.json").read_text())
+        config = cast(dict[str, Any], json.loads(path.read_text()))
+        kind = str(config["kind"])
+        weights = tuple(float(weight) for weight in config.get("weights", ()))
     except FileNotFoundError:
-        raise ArtifactError(f"{directory} holds no encoder.json") from None
-    match config.get("kind"):
+        raise ArtifactError(f"{directory} holds no {CONFIG_FILE}; build it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); build it again") from None
+    match kind:
         case "static":
             return StaticEncoder.open(directory)
         case "concatenated":
-            weights = tuple(float(w) for w in config["weights"])
             parts = tuple(open_encoder(directory / str(i)) for i in range(len(weights)))
             return ConcatenatedEncoder(parts, weights)
         case "external":
             from index.external_encoder import open_external
 
             return open_external(directory, config)
-        case other:
-            raise ArtifactError(f"{directory}: unknown encoder kind {other!r}")
+        case _:
+            opener = _OPENERS.get(kind)
+    if opener is None:
+        known = ", ".join(sorted({"static", "concatenated", "external", *_OPENERS}))
+        raise ArtifactError(
+            f"{directory} holds an encoder of kind {kind!r}, known here are {known}; "
+            "import the module that registers it (models.text_encoders) before opening it"
+        )
+    return opener(directory, config)
 
 
-def _write_config(directory: Path, config: dict[str, Any]) -> None:
-    (directory / "encoder.json").write_text(json.dumps(config, sort_keys=True))
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    """Write `encoder.json`, which `open_encoder` dispatches on; `config` names its kind."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_FILE).write_text(json.dumps(config, sort_keys=True))

@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 
 from index.codec import Codec, half_square_norms, nearest, usage_report
 from index.errors import ConfigError
-from index.sid import SidLayout
+from index.sid import MAX_LEVEL_SIZE, SidLayout
 from index.trie import Trie
 
 FloatArray = NDArray[np.float32]
 KMEANS_ITERATIONS = 25
 OPQ_ITERATIONS = 20
+OPQ_LEAST_POINTS = 256
 BALANCE_SLACK = 1.15
 BALANCE_ROUNDS = 60
+BALANCE_BLOCK = 1 << 15
 QUERY_TRAINING_SHARE = 0.3
 TRAINING_POINTS_PER_CODE = 256
+PUBLISHED_FROM_ITEMS = 3_000_000
 BEAM_BUDGET = 100
 ITEMS_PER_SID = 5.0
 
@@ -68,12 +71,16 @@ def train_codec(
     """Codebooks and the items' codes, int32 (N, L).
 
     `items` (N, d) and `queries` (Q, d) are unit vectors; at most 30 % of the training points are
-    queries. Raises ConfigError when a level wants more codes than there are points.
+    queries. A level that wants more codes than there are points repeats points, so those codes
+    stay unused. Raises ConfigError for no items or a layout that cannot work.
     """
     if len(items) == 0:
         raise ConfigError("a codec needs at least one item")
     if len(settings.product_sizes) not in (0, 2):
         raise ConfigError("OPQ has two sub-quantizers: give two product sizes or none")
+    layout = settings.layout
+    if settings.product_sizes and items.shape[1] % 2:
+        raise ConfigError(f"OPQ splits the embedding in two; its dimension {items.shape[1]} is odd")
     random = np.random.default_rng(settings.seed)
     limit = int(len(items) * QUERY_TRAINING_SHARE / (1 - QUERY_TRAINING_SHARE))
     if len(queries) > limit:
@@ -102,7 +109,7 @@ def train_codec(
             codes.append(chosen)
             item_residual = item_residual - book[chosen]
             kinds.append("opq")
-    codec = Codec(settings.layout, tuple(centroids), tuple(kinds))
+    codec = Codec(layout, tuple(centroids), tuple(kinds))
     return codec, np.stack(codes, axis=1).astype(np.int32)
 
 
@@ -112,20 +119,20 @@ def balanced_assignment(
     """Nearest centroid with room: none takes more than ceil(N / K · slack) vectors.
 
     Rounds: every unplaced vector asks its nearest centroid that has room, which takes the closest
-    askers. Deterministic; int64 (N,).
+    askers. Deterministic; int64 (N,). Raises ConfigError for a slack below 1.
     """
+    if slack < 1:
+        raise ConfigError(f"slack {slack} leaves vectors without a place; it must be at least 1")
     count, size = len(vectors), len(centroids)
     room = np.full(size, int(np.ceil(count / size * slack)), np.int64)
     chosen = np.full(count, -1, np.int64)
     waiting = np.arange(count)
-    bias = half_square_norms(centroids)
+    half_norms = half_square_norms(centroids)
     for _ in range(BALANCE_ROUNDS):
         if len(waiting) == 0:
             break
-        closeness = vectors[waiting] @ centroids.T - bias
-        closeness[:, room == 0] = -np.inf
-        asked = closeness.argmax(axis=1)
-        value = closeness[np.arange(len(waiting)), asked]
+        bias = np.where(room > 0, half_norms, np.inf)
+        asked, value = _closest(vectors, waiting, centroids, bias)
         order = np.lexsort((waiting, -value, asked))
         sorted_asked = asked[order]
         first = np.searchsorted(sorted_asked, sorted_asked)
@@ -136,6 +143,20 @@ def balanced_assignment(
     if len(waiting):
         chosen[waiting] = np.repeat(np.arange(size), room)[: len(waiting)]
     return chosen
+
+
+def _closest(
+    vectors: FloatArray, rows: NDArray[np.int64], centroids: FloatArray, bias: FloatArray
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """The centroid of largest ⟨v, c⟩ − bias for the vectors `rows`, and that value, in blocks."""
+    asked = np.empty(len(rows), np.int64)
+    value = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), BALANCE_BLOCK):
+        part = slice(start, start + BALANCE_BLOCK)
+        closeness = vectors[rows[part]] @ centroids.T - bias
+        asked[part] = closeness.argmax(axis=1)
+        value[part] = np.take_along_axis(closeness, asked[part, None], axis=1)[:, 0]
+    return asked, value
 
 
 def candidate_recall(
@@ -187,13 +208,15 @@ def centroid_beam(codec: Codec, trie: Trie, query: FloatArray, beam: int) -> NDA
 
 
 def layout_grid(item_count: int) -> list[CodecSettings]:
-    """Sizes worth trying for a catalogue: first level near N/50, about five items per SID."""
-    if item_count > 3_000_000:
+    """Sizes worth trying for a catalogue, the likeliest first: first level near N/50, about five
+    items per SID; the published sizes for tens of millions of items.
+    """
+    if item_count > PUBLISHED_FROM_ITEMS:
         return [PUBLISHED]
-    first = _power_of_two(item_count / 50)
+    first = min(_power_of_two(item_count / 50), MAX_LEVEL_SIZE // 2)
     grid = [
-        CodecSettings((max(first // 2, 2), 64)),
         CodecSettings((max(first, 2), 32)),
+        CodecSettings((max(first // 2, 2), 64)),
         CodecSettings((max(first * 2, 4), 16)),
         CodecSettings((max(first // 4, 2), 16, 16)),
     ]
@@ -213,7 +236,8 @@ def choose_layout(
     """The codec of the grid with the best candidate recall, its codes, and the whole table.
 
     Candidates are compared at an equal budget of items: each layout's beam is the budget divided
-    by its items per SID, so that large SIDs have no advantage.
+    by its items per SID, so that large SIDs have no advantage. Equal recall, or no queries to
+    measure it with: the earlier entry of the grid.
     """
     best: tuple[float, Codec, NDArray[np.int32]] | None = None
     table: list[dict[str, object]] = []
@@ -265,12 +289,12 @@ def _kmeans(points: FloatArray, size: int, seed: int) -> FloatArray:
 def _product_books(residual: FloatArray, sizes: tuple[int, ...], seed: int) -> list[FloatArray]:
     """OPQ: learn a rotation, cluster each half, return both codebooks rotated back."""
     dimension = residual.shape[1]
-    if dimension % 2:
-        raise ConfigError(f"OPQ splits the embedding in two; its dimension {dimension} is odd")
+    # faiss fits the rotation with sub-quantizers of its own, which want at least this many points.
+    points = np.resize(residual, (max(len(residual), OPQ_LEAST_POINTS), dimension))
     rotation = faiss.OPQMatrix(dimension, 2)
     rotation.niter = OPQ_ITERATIONS
     rotation.verbose = False
-    rotation.train(np.ascontiguousarray(residual))
+    rotation.train(np.ascontiguousarray(points))
     matrix = faiss.vector_to_array(rotation.A).reshape(dimension, dimension)
     rotated = np.ascontiguousarray(residual @ matrix.T)
     half = dimension // 2

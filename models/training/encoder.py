@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from index.encoder import StaticEncoder, text_tokens, token_buckets
+from index.errors import ConfigError
 
 IntArray = NDArray[np.int64]
 WORD_SCALE = 1.0
@@ -44,6 +45,12 @@ class EncoderSettings:
     learning_rate: float = 0.02
     scale_start: float = 20.0
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.bucket_count < 1 or self.bucket_count.bit_count() != 1:
+            raise ConfigError(f"bucket_count {self.bucket_count} must be a power of two")
+        if not 0 <= self.pseudo_share <= 1:
+            raise ConfigError(f"pseudo_share {self.pseudo_share} must lie in [0, 1]")
 
     def with_steps(self, steps: int) -> EncoderSettings:
         return replace(self, steps=steps)

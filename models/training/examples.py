@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from index.errors import ConfigError
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
@@ -82,7 +84,8 @@ def pack(
 ) -> PackedBatch:
     """One batch of the examples `chosen` (n,), paths drawn with `random`.
 
-    An example longer than a row loses the oldest part of its prompt.
+    An example longer than a row loses the oldest part of its prompt. Raises ConfigError when a row
+    has no room for what follows the prompt.
     """
     levels = len(level_sizes)
     weights = examples.target_weights[chosen]
@@ -130,7 +133,7 @@ class _Layout:
 
 
 def _draw_paths(weights: FloatArray, paths: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Target indices (n, P), drawn with replacement by weight (0 where an example has none)."""
+    """Target indices (n, P), drawn with replacement by weight (any where an example has none)."""
     cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
     total = cumulative[:, -1:]
     draws = random.random((len(weights), paths)) * total
@@ -158,7 +161,13 @@ def _lay_out(
     for place, index in enumerate(chosen.tolist()):
         text = examples.texts[index] if not is_sid[place] else ()
         tail = path_tokens[place].tolist() if is_sid[place] else list(text[:-1])
-        prompt = list(examples.prompts[index])[-(row_length - len(tail)) :]
+        room = row_length - len(tail)
+        if room < 1:
+            raise ConfigError(
+                f"an example writes {len(tail)} tokens after its prompt; "
+                f"rows of {row_length} are too short, take longer rows or fewer paths"
+            )
+        prompt = list(examples.prompts[index])[-room:]
         if len(rows[-1]) + len(prompt) + len(tail) > row_length:
             rows.append([])
         row, start = len(rows) - 1, len(rows[-1])

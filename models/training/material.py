@@ -1,13 +1,15 @@
 """What training reads of a dataset: who wanted which item for which query, and after what.
 
-Only the training split is ever read here (`Dataset.judgments_of("train")`, `events_of("train")`),
-so test queries cannot leak into encoder, pseudo-queries or decoder.
+Only the training split is read here (`Dataset.judgments_of("train")`, `events_of("train")`; of
+other splits the two ends of the grade scale), so test queries cannot leak into encoder,
+pseudo-queries or decoder. A search's history is what its user chose before the search began.
 """
 
 # pyarrow has no types of its own.
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -115,33 +117,59 @@ def _judged(dataset: Dataset, row_of: dict[str, int]) -> list[tuple[str, int, fl
 
 
 def _visits(dataset: Dataset, row_of: dict[str, int]) -> list[Visit]:
-    """Training events grouped into searches, each with the user's earlier clicks and orders."""
+    """Training events grouped into searches, each with the user's earlier clicks and orders.
+
+    A search is one session's events of one query. Choices without a query (browsing) count as
+    history only.
+    """
     table = dataset.events_of("train")
     if table.num_rows == 0:
         return []
-    order = np.argsort(table.column("time").to_numpy(), kind="stable")
+    times = table.column("time").to_numpy()
     columns = {
         name: table.column(name).to_pylist()
         for name in ("session_id", "user_id", "query", "item_id", "kind")
     }
-    searches: dict[tuple[str, str], dict[int, float]] = {}
-    users: dict[tuple[str, str], str | None] = {}
-    for i in order:
-        kind, query = columns["kind"][i], columns["query"][i]
-        if kind == "impression" or not query:
-            continue
-        key = (columns["session_id"][i], query)
-        wanted = searches.setdefault(key, {})
-        users[key] = columns["user_id"][i]
-        row = row_of[columns["item_id"][i]]
-        weight = ORDER_WEIGHT if kind == "order" else CLICK_WEIGHT
-        wanted[row] = max(weight, wanted.get(row, 0.0))
-    past: dict[str, list[int]] = defaultdict(list)
-    visits: list[Visit] = []
-    for key, wanted in searches.items():
-        user = users[key]
-        history = tuple(past[user][-MAX_HISTORY:]) if user else ()
-        visits.append(Visit(key[1], tuple(wanted.items()), history))
-        if user:
-            past[user] += [row for row, _ in sorted(wanted.items(), key=lambda pair: pair[1])]
-    return visits
+    searches: dict[tuple[str, str], _Search] = {}
+    chosen: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for i in np.argsort(times, kind="stable").tolist():
+        kind, query, user = columns["kind"][i], columns["query"][i], columns["user_id"][i]
+        time, row = float(times[i]), row_of[columns["item_id"][i]]
+        if query:
+            key = (columns["session_id"][i], query)
+            search = searches.setdefault(key, _Search(query, user, time, {}))
+            if kind != "impression":
+                weight = ORDER_WEIGHT if kind == "order" else CLICK_WEIGHT
+                search.wanted[row] = max(weight, search.wanted.get(row, 0.0))
+        if kind != "impression" and user:
+            chosen[user].append((time, row))
+    return [
+        Visit(
+            search.query,
+            tuple(search.wanted.items()),
+            _before(chosen[search.user], search.began) if search.user else (),
+        )
+        for search in searches.values()
+        if search.wanted
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """A search being collected: `began` at its first event, `wanted` row → weight."""
+
+    query: str
+    user: str | None
+    began: float
+    wanted: dict[int, float]
+
+
+def _before(chosen: list[tuple[float, int]], time: float) -> tuple[int, ...]:
+    """The last MAX_HISTORY distinct rows chosen before `time`, by when each was chosen last."""
+    end = bisect_left(chosen, (time, -1))
+    newest_first: dict[int, None] = {}
+    for _, row in reversed(chosen[:end]):
+        newest_first[row] = None
+        if len(newest_first) == MAX_HISTORY:
+            break
+    return tuple(reversed(newest_first))

@@ -11,8 +11,8 @@ A model of how real training queries relate to the items they were typed for:
     slips        typing slips, neighbouring words joined
 
 All tables are fitted on training pairs only; with few or no pairs the priors alone are used
-(shorter queries, early words, no translations). Source: ../QUALITY in the project's measurements;
-the propensity is a smoothed ratio of counts, the translation a lift-filtered co-occurrence.
+(shorter queries, early words, no translations). The propensity is a smoothed ratio of counts, the
+translation a lift-filtered co-occurrence.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class PseudoQueryModel:
         else:
             keys = random.random(len(title)) ** (1.0 / np.maximum(weights, 1e-6))
             picked = np.argpartition(-keys, length - 1)[:length]
-            chosen = [title[i] for i in np.sort(picked)]
-            chosen = list(dict.fromkeys(chosen))
+            places = map(int, np.sort(picked))
+            chosen = list(dict.fromkeys(title[place] for place in places))
             if chance[1] < SHUFFLE_SHARE and len(chosen) > 1:
                 random.shuffle(chosen)
         if chance[2] < 3 * SWAP_SHARE:
@@ -186,7 +186,7 @@ def _contiguous_run(
 ) -> list[str]:
     sums = np.convolve(weights, np.ones(length), mode="valid")
     start = int(random.choice(len(sums), p=sums / sums.sum()))
-    return list(title[start : start + length])
+    return [title[i] for i in range(start, start + length)]
 
 
 def _draw(entry: tuple[list[str], NDArray[np.float64]], random: np.random.Generator) -> str:

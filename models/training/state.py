@@ -41,7 +41,9 @@ def save(
     path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, counters: Counters
 ) -> None:
     """Write the state atomically, replacing the previous one."""
-    tensors = {f"model.{name}": value for name, value in _parameters(model).items()}
+    tensors: dict[str, torch.Tensor] = {
+        f"model.{name}": value for name, value in _parameters(model).items()
+    }
     for name, parameter in _parameters(model).items():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{key}.{name}"] = cast(torch.Tensor, value)
@@ -74,6 +76,10 @@ def load(
         )
     tensors = load_file(path / "state.safetensors")
     parameters = _parameters(model)
+    for name, parameter in parameters.items():
+        saved = tensors.get(f"model.{name}")
+        if saved is None or saved.shape != parameter.shape:
+            raise ArtifactError(f"{path} has no {name} of shape {tuple(parameter.shape)}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"model.{name}"])
