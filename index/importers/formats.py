@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from index import artifact
 from index.dataset import KIND
-from index.errors import ArtifactError, ConfigError
+from index.errors import ArtifactError, ConfigError, DataError
 from index.importers.amazon import import_amazon
 from index.importers.generic import import_generic
 from index.importers.homedepot import import_homedepot
@@ -28,6 +29,11 @@ FORMATS: dict[str, Importer] = {
     "csv": partial(import_generic, "csv"),
     "parquet": partial(import_generic, "parquet"),
 }
+
+
+# Formats whose documentation says from which grade an item is relevant.
+RELEVANT_FROM = {"homedepot": 2.5}
+SOURCE_FACTS = "dataset.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,30 @@ def import_dataset(
         with Intake(draft.path, strict=strict, progress=progress) as intake:
             importer(source, intake, mapping or Mapping())
             summary = intake.finish()
+        stated = _stated(source)
         draft.manifest.update(
-            source=kind,
-            simulated=False,
+            source=stated.get("source", kind),
+            simulated=bool(stated.get("simulated", False)),
+            relevant_from=stated.get("relevant_from", RELEVANT_FROM.get(kind)),
             queries_derived=kind == "amazon",
             summary=summary.to_json(),
         )
     version = artifact.read(target, KIND, verify=False).version
     return Imported(target, version, summary)
+
+
+def _stated(source: Path) -> dict[str, Any]:
+    """What a source folder says of itself in dataset.json: `source`, `simulated`, `relevant_from`.
+
+    Raises DataError when the file is there and is no JSON object.
+    """
+    path = source / SOURCE_FACTS
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"is not valid JSON: {error}", path=path) from None
+    if not isinstance(facts, dict):
+        raise DataError("must be a JSON object", path=path)
+    return cast(dict[str, Any], facts)

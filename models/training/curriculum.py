@@ -1,6 +1,6 @@
 """The examples of supervised fine-tuning, stage by stage (METHOD §3, the V1 row: no CoT tasks).
 
-    stage 1  semantic alignment   query → SID, title → SID, SID → title, query | title | SID → category
+    stage 1  semantic alignment   query → SID, title → SID, SID → title, any → category
     stage 2  co-occurrence        SID_q → SID, query → title, title → query
     stage 3  search               the full student prompt → SID
 
@@ -33,7 +33,7 @@ MAX_TEXT_TOKENS = 20
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Shares of the curriculum. `stage_shares`: of all steps; the rest are of a stage's examples."""
+    """Shares of the curriculum. `stage_shares` of all steps; the rest of a stage's examples."""
 
     stage_shares: tuple[float, float, float] = (0.08, 0.07, 0.85)
     pseudo_share: float = 0.7

@@ -3,7 +3,7 @@
     L = Σ_l mean_points[ −Σ_k y_k log softmax(h·W_lᵀ + β⟨e, C_l⟩)_k ]  +  λ · CE(text positions)
 
     y      distribution of the teacher's and the users' SIDs given the sampled prefix
-    β      codebook prior: the decoder starts as the nearest-centroid router and learns to correct it
+    β      codebook prior: the decoder starts as the nearest-centroid router, then corrects it
     e      query vector; token rows start as the encoder's vectors, SID rows as the centroids
 
 AdamW, linear warm-up then linear decay to zero, gradient clipping, bf16 autocast over fp32 weights,

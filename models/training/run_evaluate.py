@@ -1,0 +1,81 @@
+"""One evaluation from artifacts: open snapshot and checkpoint, check that they fit, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from decoding.native.runner import Runner
+from decoding.weights import DecoderWeights
+from index.errors import ArtifactError
+from index.rescoring import RescoringWeights
+from index.snapshot import Snapshot
+from models.checkpoint import Checkpoint
+from models.query import QueryPrompts
+from models.training.evaluate import Searchers, evaluate, unconstrained_valid_rate
+from models.training.judgments_file import JudgmentsFile
+
+VALID_RATE_QUERIES = 200
+
+
+def run_evaluate(
+    snapshot_path: Path,
+    checkpoint_path: Path,
+    judgments: Callable[[Snapshot], JudgmentsFile],
+    methods: Sequence[str],
+    beam_width: int,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The report of `onesearch evaluate`. Raises ArtifactError when the two do not fit."""
+    snapshot = Snapshot.open(snapshot_path, verify=False)
+    checkpoint = Checkpoint.open(checkpoint_path)
+    searchers = searchers_of(snapshot, checkpoint, beam_width)
+    found = judgments(snapshot)
+    report = evaluate(searchers, found.relevant, methods, progress=progress)
+    if any(name.startswith("generative") for name in methods):
+        texts = list(found.relevant)[:VALID_RATE_QUERIES]
+        prompts = searchers.prompts.prompts(texts, snapshot.embed_queries(texts), [()] * len(texts))
+        report["unconstrained_valid_rate"] = unconstrained_valid_rate(
+            checkpoint.load_model(), checkpoint.tokenizer, snapshot, prompts
+        )
+    report["model_version"] = checkpoint.version
+    report["index_version"] = snapshot.version
+    report["simulated"] = bool(snapshot.manifest.get("simulated")) or checkpoint.settings.simulated
+    report["notes"] = _notes(found)
+    return report
+
+
+def searchers_of(snapshot: Snapshot, checkpoint: Checkpoint, beam_width: int) -> Searchers:
+    """The native engine and fitted weights of a checkpoint over a snapshot."""
+    if checkpoint.settings.codec_id != snapshot.codec.id:
+        raise ArtifactError(
+            f"checkpoint {checkpoint.path} was trained for codec {checkpoint.settings.codec_id}, "
+            f"snapshot {snapshot.path} has {snapshot.codec.id}; they do not belong together"
+        )
+    runner = Runner(DecoderWeights.from_directory(checkpoint.path), snapshot.trie)
+    runner.warm_up()
+    rescoring = checkpoint.settings.rescoring
+
+    def weights(data: dict[str, Any] | None) -> RescoringWeights:
+        return RescoringWeights.from_json(data) if data else RescoringWeights()
+
+    return Searchers(
+        snapshot,
+        QueryPrompts.of(snapshot.codec, checkpoint),
+        runner.search_batch,
+        beam_width,
+        weights(rescoring),
+        weights(rescoring.get("codec_only")),
+        weights(rescoring.get("hybrid_rescored")),
+    )
+
+
+def _notes(found: JudgmentsFile) -> list[str]:
+    notes: list[str] = []
+    if found.unknown_items:
+        notes.append(f"{found.unknown_items} judgments name items that the snapshot lacks")
+    if found.queries_without_relevant:
+        notes.append(f"{found.queries_without_relevant} queries have no relevant item: left out")
+    return notes

@@ -1,0 +1,158 @@
+"""`onesearch index`: build snapshots, look into them, verify them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Build and inspect snapshots.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@app.command("build")
+def build(
+    dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
+    snapshot: Annotated[Path, typer.Argument(help="Snapshot directory to write.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="Codes of each level: 'auto' (chosen by candidate recall), 'published' "
+            "(4096-1024-512 + OPQ 256-256), or sizes such as 1024-32 or 256-64-32+16-16."
+        ),
+    ] = "auto",
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Balance the third level (with explicit sizes).")
+    ] = False,
+    keyword_fusion: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Weight of matched keywords in embeddings.")
+    ] = 0.0,
+    attributes: Annotated[
+        Path | None, typer.Option(help="JSON file that extends the attribute dictionary.")
+    ] = None,
+    encoder: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further text encoder (ONNX or local Hugging Face directory); repeat."),
+    ] = None,
+    encoder_weight: Annotated[
+        float, typer.Option(min=0.01, help="Weight of each further encoder; the default's is 1.")
+    ] = 0.5,
+    encoder_steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of the static encoder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace SNAPSHOT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn encoder and codec from DATASET and write SNAPSHOT."""
+    from index.dataset import Dataset
+    from models.training.build import BuildSettings, build_snapshot
+    from models.training.encoder import EncoderSettings
+    from server.cli.progress import BuildProgress, open_extra_encoders, parse_layout
+
+    settings = BuildSettings(
+        encoder=EncoderSettings(seed=seed),
+        encoder_steps=encoder_steps,
+        codec=parse_layout(layout, balance=balance, seed=seed),
+        keyword_fusion=keyword_fusion,
+        attributes_file=attributes,
+        extra_encoders=open_extra_encoders(encoder or [], encoder_weight),
+        seed=seed,
+    )
+    with BuildProgress() as progress:
+        built = build_snapshot(
+            Dataset.open(dataset), snapshot, settings, overwrite=overwrite, report=progress.show
+        )
+    _print_stats(built.path, built.report, built.version, as_json)
+
+
+@app.command("stats")
+def stats(
+    snapshot: Annotated[Path, typer.Argument(help="Snapshot directory.")],
+    as_json: Json = False,
+) -> None:
+    """What SNAPSHOT holds and what its build measured: CUR, ICR, candidate recall, sizes."""
+    from index.snapshot import Snapshot
+
+    opened = Snapshot.open(snapshot, verify=False)
+    facts = {
+        **opened.report,
+        "layout": list(opened.layout.level_sizes),
+        "simulated": opened.manifest["simulated"],
+        "trie": {
+            "sids": opened.trie.n_leaves,
+            "nodes": list(opened.trie.node_counts),
+            "bytes_per_sid": opened.trie.bytes_per_sid,
+        },
+    }
+    _print_stats(snapshot, facts, opened.version, as_json)
+
+
+@app.command("verify")
+def verify(
+    snapshot: Annotated[Path, typer.Argument(help="Snapshot directory.")],
+    as_json: Json = False,
+) -> None:
+    """Check every file of SNAPSHOT against its manifest and open it."""
+    from index.snapshot import Snapshot
+
+    opened = Snapshot.open(snapshot, verify=True)
+    facts = {"snapshot": str(snapshot), "version": opened.version, "items": len(opened.items)}
+    if as_json:
+        typer.echo(orjson.dumps({**facts, "ok": True}).decode())
+    else:
+        typer.echo(f"{snapshot}: version {opened.version}, {len(opened.items):,} items, sound")
+
+
+@app.command("codecs")
+def codecs(
+    dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
+    snapshot: Annotated[Path, typer.Argument(help="Its snapshot: encoder and embeddings.")],
+    as_json: Json = False,
+) -> None:
+    """The codec table: plain RQ, + keywords, + level-3 balance, + OPQ, and the chosen layout."""
+    from models.training.codec_table import codec_table
+
+    from index.dataset import Dataset
+    from index.snapshot import Snapshot
+
+    rows = codec_table(Dataset.open(dataset), Snapshot.open(snapshot, verify=False))
+    if as_json:
+        typer.echo(orjson.dumps({"rows": rows}, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+        return
+    columns = list(rows[0])
+    table = Table(*columns, title="codecs")
+    for row in rows:
+        table.add_row(*(_short(row[name]) for name in columns))
+    Console(highlight=False, width=160).print(table)
+
+
+def _print_stats(path: Path, facts: dict[str, Any], version: str, as_json: bool) -> None:
+    whole = {"snapshot": str(path), "version": version, **facts}
+    if as_json:
+        typer.echo(orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+        return
+    console = Console(highlight=False)
+    table = Table("fact", "value", title=f"{path} (version {version})", title_justify="left")
+    for section, value in facts.items():
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                table.add_row(f"{section}.{name}", _short(inner))
+        elif section != "layouts_tried":
+            table.add_row(section, _short(value))
+    console.print(table)
+    if tried := facts.get("layouts_tried"):
+        names = ["layout", "beam", "candidate_recall", "candidates", "items_per_sid", "ICR"]
+        layouts = Table(*names, title="layouts tried, at an equal budget of items")
+        for row in tried:
+            layouts.add_row(*(_short(row[name]) for name in names))
+        console.print(layouts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
