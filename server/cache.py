@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -12,23 +12,19 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[K, V]):
-    """At most `entries` values; a miss is computed outside the lock, perhaps twice at once."""
+    """At most `entries` values."""
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
         self._values: OrderedDict[K, V] = OrderedDict()
         self._lock = Lock()
-        self.hits = 0
-        self.misses = 0
 
     def get(self, key: K) -> V | None:
         """The value, now the most recently used one, or None."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
-                self.hits += 1
                 return self._values[key]
-            self.misses += 1
             return None
 
     def put(self, key: K, value: V) -> None:
@@ -38,14 +34,6 @@ class LruCache(Generic[K, V]):
             self._values.move_to_end(key)
             while len(self._values) > self._entries:
                 self._values.popitem(last=False)
-
-    def get_or(self, key: K, compute: Callable[[], V]) -> V:
-        """The kept value, else `compute()`, kept."""
-        value = self.get(key)
-        if value is None:
-            value = compute()
-            self.put(key, value)
-        return value
 
     def __len__(self) -> int:
         return len(self._values)

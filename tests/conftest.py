@@ -88,7 +88,7 @@ def write_tiny_snapshot(path: Path, seed: int = 0) -> Snapshot:
         embeddings=embeddings,
         report={},
         simulated=True,
-        keyword_fusion=0.5,
+        keyword_fusion=0.0,
         dataset_version="tiny",
     )
     return Snapshot.open(path)

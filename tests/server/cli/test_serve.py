@@ -1,0 +1,88 @@
+"""`onesearch serve` as a process: starts, answers, drains, ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from index.errors import ConfigError
+from server.cli.serve import bind
+
+STARTING_S = 60
+
+
+@pytest.fixture
+def server(tiny_pair: Any, tmp_path: Path) -> Generator[tuple[Any, str], None, None]:
+    config = tmp_path / "settings.toml"
+    config.write_text("drain_s = 0.6\nengine_threads = 1\n")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", "from server.cli.main import run; run()", "serve"),
+            *("--snapshot", tiny_pair.snapshot, "--checkpoint", tiny_pair.checkpoint),
+            *("--port", "0", "--config", config),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    try:
+        yield process, json.loads(process.stderr.readline())["url"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    until = time.monotonic() + STARTING_S
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_it_answers_drains_on_sigterm_and_ends_with_0(server: tuple[Any, str]):
+    process, url = server
+    with httpx.Client(base_url=url, timeout=STARTING_S) as client:
+        wait_until_ready(client)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        response = client.get("/readyz")
+        assert [response.status_code, response.json()["type"]] == [503, "/problems/not-ready"]
+        answer = client.post("/v1/search", json={"query": "red desk"})
+        assert answer.status_code == 200
+    assert process.wait(10) == 0
+
+
+def test_ctrl_c_ends_at_once_with_130(server: tuple[Any, str]):
+    process, url = server
+    with httpx.Client(base_url=url, timeout=STARTING_S) as client:
+        wait_until_ready(client)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+
+
+def test_a_port_in_use_and_hosts_that_are_not_ours():
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is already in use"):
+            bind("127.0.0.1", port)
+    for host in ("192.0.2.1", "no such host"):
+        with pytest.raises(ConfigError, match="no address of this machine"):
+            bind(host, 0)
+
+
+def test_a_port_is_free_again_after_its_socket_closes():
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+    bind("127.0.0.1", port).close()

@@ -1,0 +1,225 @@
+"""Real HTTP servers for the gateway's tests: uvicorn in a thread on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from decoding.engine import EngineStats, Hypotheses, Prompt
+from index.trie import TrieFilter
+from server.app import create_app
+from server.cli.serve import bind
+from server.context import InMemoryUserContexts
+from server.generation import Generation, Generations
+from server.logs import make_logger
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.schemas import Item, SearchRequest, SearchResponse
+from server.search import Serving
+from server.settings import Settings
+from server.start import start_pipeline
+
+
+class StubSearcher:
+    """Answers at once with nothing; tests replace `answer` to be slow or to fail."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[SearchRequest], Any] | None = None
+        self.live: Serving | None = Serving("m1", "i1", True, 3)
+
+    async def search(
+        self, request: SearchRequest, request_id: str, deadline: float
+    ) -> SearchResponse:
+        if self.answer is not None:
+            await self.answer(request)
+        return SearchResponse(
+            request_id=request_id,
+            query=request.query,
+            hits=[],
+            total_candidates=0,
+            model_version="m1",
+            index_version="i1",
+            degraded=[],
+            complete=False,
+            notes=[],
+            simulated=True,
+            timings_ms={"total": 0.1},
+        )
+
+    async def item(self, item_id: str) -> Item | None:
+        return None
+
+    def serving(self) -> Serving | None:
+        return self.live
+
+    def engine_statistics(self) -> Mapping[str, float]:
+        return {"queued_prompts": 2.0}
+
+    async def close(self) -> None: ...
+
+
+class StubEngine:
+    """An engine that waits `delay_s` or raises `error`; it finds the first `n` SIDs."""
+
+    def __init__(self) -> None:
+        self.delay_s = 0.0
+        self.error: Exception | None = None
+        self.prompts: list[Prompt] = []
+        self.layout_levels = 3
+
+    async def search(
+        self,
+        prompts: Sequence[Prompt],
+        beam_width: int,
+        filter: TrieFilter | None = None,
+        deadline: float | None = None,
+    ) -> list[Hypotheses]:
+        self.prompts += prompts
+        await asyncio.sleep(self.delay_s)
+        if self.error is not None:
+            raise self.error
+        leaves = np.arange(beam_width) if filter is None else np.flatnonzero(filter.bits[-1])
+        n = len(leaves)
+        shape = (n, self.layout_levels)
+        return [
+            Hypotheses(
+                leaves=leaves,
+                codes=np.zeros(shape, np.int32),
+                scores=np.linspace(-1, -9, n, dtype=np.float32),
+                level_scores=np.zeros(shape, np.float32),
+                branching=np.ones(shape, np.int32),
+                complete=True,
+            )
+        ]
+
+    async def swap(self, generation: Any, /) -> None: ...
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+
+    async def close(self) -> None: ...
+
+
+@contextmanager
+def serving(app: Any) -> Generator[str, None, None]:
+    """Serve an ASGI application; the base URL."""
+    listener = bind("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+    )
+    port = listener.getsockname()[1]
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture
+def start_server() -> Generator[Callable[[Any], httpx.Client], None, None]:
+    """`start_server(app)` → a client of that application; all end with the test."""
+    with ExitStack() as stack:
+
+        def start(app: Any) -> httpx.Client:
+            url = stack.enter_context(serving(app))
+            return stack.enter_context(httpx.Client(base_url=url, timeout=10))
+
+        yield start
+
+
+@pytest.fixture
+def stub() -> StubSearcher:
+    return StubSearcher()
+
+
+@pytest.fixture
+def log_lines() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def stub_client(
+    stub: StubSearcher,
+    start_server: Callable[[Any], httpx.Client],
+    log_lines: io.StringIO,
+) -> Callable[..., httpx.Client]:
+    """`stub_client(**settings)` → a client of a gateway over the stub."""
+
+    def start(**changes: Any) -> httpx.Client:
+        return start_server(
+            create_app(stub, Settings(**changes), log=make_logger("debug", log_lines))
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def plain() -> Generator[httpx.Client, None, None]:
+    """A gateway over a stub with default settings, for tests that change nothing."""
+    app = create_app(StubSearcher(), Settings(), log=make_logger("error", io.StringIO()))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tiny_pair: Any) -> Generator[str, None, None]:
+    """A gateway with the real engine over the tiny generation."""
+    settings = Settings(engine_threads=1, beam_width=16)
+    metrics, log = Metrics(), make_logger("error")
+
+    pipeline = asyncio.run(start_pipeline(settings, *tiny_pair, metrics, log))
+    with serving(create_app(pipeline, settings, metrics=metrics, log=log)) as url:
+        yield url
+
+
+@pytest.fixture
+def tiny(tiny_url: str) -> Generator[httpx.Client, None, None]:
+    with httpx.Client(base_url=tiny_url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def generation(tiny_pair: tuple[Path, Path]) -> Generation:
+    return Generation.open(*tiny_pair)
+
+
+@pytest.fixture
+def stub_engine() -> StubEngine:
+    return StubEngine()
+
+
+@pytest.fixture
+def degraded_client(
+    generation: Generation,
+    stub_engine: StubEngine,
+    start_server: Callable[[Any], httpx.Client],
+) -> Callable[..., httpx.Client]:
+    """`degraded_client(**settings)` → a gateway over the tiny generation and the stub engine."""
+
+    def start(**changes: Any) -> httpx.Client:
+        settings, metrics, log = Settings(**changes), Metrics(), make_logger("error", io.StringIO())
+        pipeline = Pipeline(
+            Generations(generation),
+            stub_engine,
+            InMemoryUserContexts(10, 10),
+            settings,
+            metrics,
+            log,
+        )
+        return start_server(create_app(pipeline, settings, metrics=metrics, log=log))
+
+    return start

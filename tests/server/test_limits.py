@@ -1,0 +1,108 @@
+"""Overload and lateness: shed early, degrade by name, answer in time."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from decoding.errors import DeadlineExceeded, EngineOverloaded
+from index.errors import ConfigError
+
+SLACK_S = 0.25
+
+
+def test_more_requests_than_admitted_get_503_at_once(stub_client: Any, stub: Any):
+    async def slow(_: Any) -> None:
+        await asyncio.sleep(0.5)
+
+    stub.answer = slow
+    client = stub_client(concurrent_requests=2, retry_after_s=3)
+
+    def search(_: int) -> tuple[httpx.Response, float]:
+        started = time.perf_counter()
+        with httpx.Client(base_url=client.base_url) as own:
+            response = own.post("/v1/search", json={"query": "x"})
+        return response, time.perf_counter() - started
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(search, range(6)))
+    assert sorted(response.status_code for response, _ in answers) == [200] * 2 + [503] * 4
+    for response, took in answers:
+        if response.status_code == 503:
+            assert response.headers["retry-after"] == "3"
+            assert response.json()["type"] == "/problems/overloaded"
+            assert took < 0.4
+    assert client.get("/livez").status_code == 200
+    assert "onesearch_shed_total 4.0" in client.get("/metrics").text
+    assert client.post("/v1/search", json={"query": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DeadlineExceeded("late"), "engine_deadline"),
+        (EngineOverloaded("full", 1.0), "engine_overload"),
+        (ConfigError("no"), "engine_error"),
+        (RuntimeError("a bug"), "engine_error"),
+    ],
+)
+def test_without_the_engine_retrieval_answers_and_says_so(
+    degraded_client: Any, stub_engine: Any, error: Exception, reason: str
+):
+    stub_engine.error = error
+    client = degraded_client()
+    response = client.post(
+        "/v1/search",
+        json={"query": "red oak desk", "limit": 5, "filters": {"color": ["red"]}, "explain": True},
+    )
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer["degraded"] == [reason]
+    assert answer["hits"][0]["title"] == "red oak desk"
+    assert all(hit["color"] == ["red"] for hit in answer["hits"])
+    explain = answer["hits"][0]["explain"]
+    assert [explain["source"], explain["features"]["sid"]] == ["retrieval", None]
+    assert f'onesearch_degraded_total{{reason="{reason}"}} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("timeout_ms", [10, 50, 300])
+def test_a_late_engine_is_not_waited_for(degraded_client: Any, stub_engine: Any, timeout_ms: int):
+    stub_engine.delay_s = 5
+    client = degraded_client()
+    client.get("/livez")
+    started = time.perf_counter()
+    response = client.post(
+        "/v1/search", json={"query": "black lamp", "limit": 3, "timeout_ms": timeout_ms}
+    )
+    took = time.perf_counter() - started
+    assert took < timeout_ms / 1000 + SLACK_S
+    if timeout_ms >= 50:
+        assert response.json()["degraded"] == ["engine_deadline"]
+        assert len(response.json()["hits"]) == 3
+    else:
+        # Ten milliseconds may be too few even for retrieval; then the answer says that.
+        assert response.status_code in (200, 504)
+
+
+def test_when_nothing_answers_in_time_it_is_504(stub_client: Any, stub: Any):
+    async def slow(_: Any) -> None:
+        await asyncio.sleep(5)
+
+    stub.answer = slow
+    started = time.perf_counter()
+    response = stub_client().post("/v1/search", json={"query": "x", "timeout_ms": 50})
+    assert time.perf_counter() - started < 0.05 + SLACK_S
+    assert [response.status_code, response.json()["type"]] == [504, "/problems/deadline-exceeded"]
+
+
+def test_retrieved_items_can_be_ranked_beside_the_beam(degraded_client: Any):
+    client = degraded_client(beam_width=1, retrieval_candidates=10)
+    response = client.post(
+        "/v1/search", json={"query": "red oak desk", "limit": 10, "explain": True}
+    )
+    sources = [hit["explain"]["source"] for hit in response.json()["hits"]]
+    assert set(sources) == {"beam", "retrieval"}
+    assert len({hit["item_id"] for hit in response.json()["hits"]}) == 10
