@@ -97,7 +97,7 @@ class Codec:
 
     @classmethod
     def open(cls, directory: Path) -> Codec:
-        """Memory-map a saved codec. Raises ArtifactError when it is missing or damaged."""
+        """Read a saved codec. Raises ArtifactError when it is missing or damaged."""
         path = directory / "codec.json"
         try:
             config = cast(dict[str, Any], json.loads(path.read_text()))
@@ -107,7 +107,10 @@ class Codec:
             raise ArtifactError(f"{directory} holds no codec.json; build it again") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} cannot be read ({error!r}); build it again") from None
-        books = tuple(open_array(directory / f"level_{level}.npy") for level in range(len(sizes)))
+        # Small, and training makes tensors of them, which want writable memory: a copy each.
+        books = tuple(
+            np.array(open_array(directory / f"level_{level}.npy")) for level in range(len(sizes))
+        )
         if tuple(map(len, books)) != sizes or len({book.shape[1:] for book in books}) != 1:
             raise ArtifactError(f"the codebooks of {directory} do not fit codec.json; build again")
         return cls(SidLayout(sizes), books, kinds)
