@@ -28,7 +28,6 @@ from index.trie import Trie
 FloatArray = NDArray[np.float32]
 KMEANS_ITERATIONS = 25
 OPQ_ITERATIONS = 20
-OPQ_LEAST_POINTS = 256
 BALANCE_SLACK = 1.15
 BALANCE_ROUNDS = 60
 BALANCE_BLOCK = 1 << 15
@@ -148,12 +147,16 @@ def balanced_assignment(
 def _closest(
     vectors: FloatArray, rows: NDArray[np.int64], centroids: FloatArray, bias: FloatArray
 ) -> tuple[NDArray[np.int64], FloatArray]:
-    """The centroid of largest ⟨v, c⟩ − bias for the vectors `rows`, and that value, in blocks."""
+    """The nearest centroid of the vectors `rows`, and −½‖v − c‖², in blocks.
+
+    `bias`: ½‖c‖², or infinity for a centroid without room.
+    """
     asked = np.empty(len(rows), np.int64)
     value = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), BALANCE_BLOCK):
         part = slice(start, start + BALANCE_BLOCK)
-        closeness = vectors[rows[part]] @ centroids.T - bias
+        asking = vectors[rows[part]]
+        closeness = asking @ centroids.T - bias - half_square_norms(asking)[:, None]
         asked[part] = closeness.argmax(axis=1)
         value[part] = np.take_along_axis(closeness, asked[part, None], axis=1)[:, 0]
     return asked, value
@@ -269,7 +272,7 @@ def choose_layout(
 
 
 def _kmeans(points: FloatArray, size: int, seed: int) -> FloatArray:
-    """Codebook float32 (size, d). With fewer distinct points than codes the rest repeat points."""
+    """Codebook float32 (size, d). With fewer points than codes the rest repeat points."""
     dimension = points.shape[1]
     if len(points) <= size:
         extra = np.resize(points, (size, dimension))
@@ -289,10 +292,14 @@ def _kmeans(points: FloatArray, size: int, seed: int) -> FloatArray:
 def _product_books(residual: FloatArray, sizes: tuple[int, ...], seed: int) -> list[FloatArray]:
     """OPQ: learn a rotation, cluster each half, return both codebooks rotated back."""
     dimension = residual.shape[1]
-    # faiss fits the rotation with sub-quantizers of its own, which want at least this many points.
-    points = np.resize(residual, (max(len(residual), OPQ_LEAST_POINTS), dimension))
+    # The rotation is fitted for sub-quantizers of these sizes; they want a point for each code.
+    bits = max(1, (max(sizes) - 1).bit_length())
+    quantizer = faiss.ProductQuantizer(dimension, 2, bits)
+    quantizer.cp.min_points_per_centroid = 1
+    points = np.resize(residual, (max(len(residual), 1 << bits), dimension))
     rotation = faiss.OPQMatrix(dimension, 2)
     rotation.niter = OPQ_ITERATIONS
+    rotation.pq = quantizer
     rotation.verbose = False
     rotation.train(np.ascontiguousarray(points))
     matrix = faiss.vector_to_array(rotation.A).reshape(dimension, dimension)

@@ -227,7 +227,7 @@ class _Trainer:
         self._slices = [tokenizer.level_slice(level) for level in range(codec.layout.levels)]
         self._level_sizes = codec.layout.level_sizes
         self._sid_offset = tokenizer.sid_offset
-        self._centroids = [torch.from_numpy(level).float() for level in codec.centroids]
+        self._centroids = [torch.tensor(level) for level in codec.centroids]
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         groups = [
