@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
+import pyarrow.csv as pa_csv
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from index import artifact
+from index.dataset import Dataset
+from index.errors import DataError
 from index.importers.formats import FORMATS, Imported, import_dataset
 from index.importers.mapping import Mapping, load_mapping
 from index.validation import Validation, validate_dataset
@@ -80,6 +85,36 @@ def validate_command(
         _print_validation(validation)
     if not validation.ok:
         raise typer.Exit(EXIT_BROKEN)
+
+
+@app.command("export-judgments")
+def export_judgments_command(
+    dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
+    file: Annotated[Path, typer.Argument(help="CSV file to write: query, item_id, grade.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Write the judgments of one split to FILE, as `onesearch evaluate` reads them."""
+    opened = Dataset.open(dataset)
+    table = opened.judgments_of(split)
+    if table.num_rows == 0:
+        raise DataError(f"the {split} split has no judgments", path=dataset)
+    content = io.BytesIO()
+    pa_csv.write_csv(table.select(["query", "item_id", "grade"]), content)
+    artifact.write_file(file, content.getvalue())
+    facts = {
+        "file": str(file),
+        "split": split,
+        "judgments": table.num_rows,
+        "queries": len(table.column("query").unique()),
+        "relevant_from": opened.manifest.get("relevant_from"),
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(f"{file}: {facts['judgments']:,} judgments of {facts['queries']:,} queries")
 
 
 def _print_import(imported: Imported) -> None:
