@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 import uvicorn
-from structlog.typing import FilteringBoundLogger
 
 from index.errors import ConfigError
 from server import settings as settings_of
@@ -68,11 +67,7 @@ def run_server(settings: Settings) -> None:
 
     snapshot, checkpoint = chosen_paths(settings)
     with bind(settings.host, settings.port) as listener:
-        from server.logs import forward_standard_logging, make_logger
-
-        log = make_logger(settings.log_level)
-        forward_standard_logging(log)
-        asyncio.run(_serve(settings, snapshot, checkpoint, listener, log))
+        asyncio.run(_serve(settings, snapshot, checkpoint, listener))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -110,16 +105,17 @@ async def _serve(
     snapshot: Path,
     checkpoint: Path,
     listener: socket.socket,
-    log: FilteringBoundLogger,
 ) -> None:
     from server.app import create_app
+    from server.logs import forward_standard_logging, make_logger
     from server.metrics import Metrics
     from server.start import start_pipeline
 
     started = time.monotonic()
-    metrics = Metrics()
+    metrics, log = Metrics(), make_logger(settings.log_level)
     pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log)
     app = create_app(pipeline, settings, metrics=metrics, log=log)
+    forward_standard_logging(log)
     serving = asdict(pipeline.serving())
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
