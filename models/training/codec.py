@@ -292,11 +292,12 @@ def _kmeans(points: FloatArray, size: int, seed: int) -> FloatArray:
 def _product_books(residual: FloatArray, sizes: tuple[int, ...], seed: int) -> list[FloatArray]:
     """OPQ: learn a rotation, cluster each half, return both codebooks rotated back."""
     dimension = residual.shape[1]
-    # The rotation is fitted for sub-quantizers of these sizes; they want a point for each code.
+    # The rotation is fitted for sub-quantizers of these sizes; they want a point for each code, and
+    # faiss writes past its buffers when there are fewer points than dimensions.
     bits = max(1, (max(sizes) - 1).bit_length())
     quantizer = faiss.ProductQuantizer(dimension, 2, bits)
     quantizer.cp.min_points_per_centroid = 1
-    points = np.resize(residual, (max(len(residual), 1 << bits), dimension))
+    points = np.resize(residual, (max(len(residual), 1 << bits, dimension), dimension))
     rotation = faiss.OPQMatrix(dimension, 2)
     rotation.niter = OPQ_ITERATIONS
     rotation.pq = quantizer
