@@ -8,7 +8,6 @@ same dataset and settings give the same snapshot (seeds everywhere, no timestamp
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +74,6 @@ def build_snapshot(
     tell = report or _silent
     if dataset.items.num_rows == 0:
         raise DataError("the dataset has no items; import a catalogue first", path=dataset.path)
-    started = time.monotonic()
     material = read_material(dataset)
     pseudo_queries = fit_pseudo_queries(material)
     attributes = AttributeDictionary.build(dataset.items)
@@ -110,7 +108,6 @@ def build_snapshot(
         )
         facts["candidate_recall_queries"] = len(relevant)
     tell("writing", 0, 1, 0.0)
-    facts["build_s"] = round(time.monotonic() - started, 1)
     Snapshot.write(
         path,
         items=dataset.items,

@@ -46,6 +46,7 @@ SearchBatch = Callable[[Sequence[Prompt], int], list[Hypotheses]]
 
 METHODS = ("generative", "generative_only", "codec_only", "bm25", "dense", "hybrid")
 EXTRA_METHODS = ("hybrid_rescored",)
+SERVED = "generative"
 METRICS = ("recall@10", "recall@50", "hr@10", "mrr@10")
 DEPTH = 50
 FUSION_DEPTH = 300
@@ -106,6 +107,7 @@ def evaluate(
         len(texts), size=(BOOTSTRAP_SAMPLES, len(texts))
     )
     table: dict[str, dict[str, Any]] = {}
+    per_query: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name in methods:
         ranker = _ranker(name, searchers, answers)
         ranked: list[IntArray] = []
@@ -114,12 +116,18 @@ def evaluate(
             rows, count = ranker(i)
             ranked.append(rows[:DEPTH])
             counts.append(count)
-        table[name] = _summary(per_query_metrics(ranked, truth), resamples)
+        per_query[name] = per_query_metrics(ranked, truth)
+        table[name] = _summary(per_query[name], resamples)
         table[name]["candidates"] = float(np.mean(counts))
         table[name]["latency_ms"] = _latency(name, searchers, texts)
         if name.startswith("generative"):
             table[name]["legal_rate"] = legal_rate(searchers.snapshot, answers.hypotheses)
-    return {"queries": len(texts), "beam_width": searchers.beam_width, "methods": table}
+    return {
+        "queries": len(texts),
+        "beam_width": searchers.beam_width,
+        "methods": table,
+        "differences": _differences(per_query, resamples),
+    }
 
 
 def answer(
@@ -324,6 +332,22 @@ def _summary(
         for name, column in values.items()
     }
     return summary
+
+
+def _differences(
+    per_query: Mapping[str, Mapping[str, NDArray[np.float64]]], resamples: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The served ranking less each other method, query by query: mean and paired interval."""
+    served = per_query.get(SERVED)
+    if served is None:
+        return {}
+    return {
+        f"{SERVED} - {name}": _summary(
+            {metric: served[metric] - column for metric, column in columns.items()}, resamples
+        )
+        for name, columns in per_query.items()
+        if name != SERVED
+    }
 
 
 def _latency(name: str, searchers: Searchers, texts: Sequence[str]) -> dict[str, float]:

@@ -71,6 +71,9 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     console = Console(highlight=False, width=130)
     console.print(table)
+    for pair, row in report["differences"].items():
+        low, high = row["ci95"]["recall@10"]
+        console.print(f"{pair}: recall@10 {row['recall@10']:+.3f} [{low:+.3f}, {high:+.3f}]")
     if "unconstrained_valid_rate" in report:
         console.print(
             f"valid SIDs without the trie: {report['unconstrained_valid_rate']:.1%} of a free beam"
