@@ -56,8 +56,7 @@ def create(path: Path, kind: str, *, overwrite: bool = False) -> Generator[Draft
     directory. With `overwrite` the old directory is replaced only after the new one is complete.
     """
     path = Path(path).absolute()
-    if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} already exists; choose another name or remove it first")
+    check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     draft_path = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
@@ -70,6 +69,14 @@ def create(path: Path, kind: str, *, overwrite: bool = False) -> Generator[Draft
     except BaseException:
         shutil.rmtree(draft_path, ignore_errors=True)
         raise
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raises ArtifactError when `path` exists and may not be replaced. Long work asks first."""
+    if path.exists() and not overwrite:
+        raise ArtifactError(
+            f"{path} already exists; choose another name, or replace it with --overwrite"
+        )
 
 
 def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:

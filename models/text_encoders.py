@@ -142,11 +142,19 @@ def _tokenizer(directory: Path) -> Tokenizer:
 def _model(directory: Path) -> Any:
     library = _transformers(directory)
     try:
-        model = library.AutoModel.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        model, report = library.AutoModel.from_pretrained(
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # noqa: BLE001  transformers raises nothing narrower
         raise ConfigError(f"{directory} holds no model that can be read: {error}") from None
+    # Missing weights would be random ones. The pooler is not used here and often left out.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ConfigError(f"{directory} lacks the weights {', '.join(missing[:3])}")
     if not hasattr(model.config, "hidden_size"):
         raise ConfigError(f"{directory}: a {model.config.model_type} model is no text encoder")
     return model.eval().float()

@@ -42,6 +42,12 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
     return TinyPair(snapshot.path, write_tiny_checkpoint(folder / "checkpoint", snapshot))
 
 
+@pytest.fixture(scope="session")
+def other_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same catalogue under another codec: nothing of `tiny_pair` fits it."""
+    return write_tiny_snapshot(tmp_path_factory.mktemp("other") / "snapshot", seed=5).path
+
+
 def tiny_items() -> pa.Table:
     """Item i0 … i35; the last has markup for a title, no price and no lists."""
     rows = [

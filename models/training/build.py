@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index import artifact
 from index.attributes import AttributeDictionary, AttributeMatcher
 from index.codec import usage_report
 from index.dataset import Dataset
@@ -72,6 +73,7 @@ def build_snapshot(
     `report(phase, done, total, loss)` is called as work goes on.
     """
     tell = report or _silent
+    artifact.check_free(path, overwrite=overwrite)
     if dataset.items.num_rows == 0:
         raise DataError("the dataset has no items; import a catalogue first", path=dataset.path)
     material = read_material(dataset)

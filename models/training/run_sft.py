@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from decoding.native.runner import Runner
 from decoding.weights import DecoderWeights
+from index import artifact
 from index.dataset import Dataset
 from index.errors import ArtifactError, ConfigError
 from index.rescoring import RescoringWeights
@@ -134,10 +135,7 @@ def runner_of(model: Qwen3, tokenizer: Tokenizer, snapshot: Snapshot) -> Runner:
 
 
 def _check_belongs(run: SftRun) -> None:
-    if run.checkpoint.exists() and not run.overwrite:
-        raise ArtifactError(
-            f"{run.checkpoint} already exists; choose another name or use --overwrite"
-        )
+    artifact.check_free(run.checkpoint, overwrite=run.overwrite)
     if len(run.snapshot.items) != run.dataset.items.num_rows:
         raise ArtifactError(
             f"snapshot {run.snapshot.path} has {len(run.snapshot.items)} items, dataset "

@@ -50,20 +50,20 @@ class SftSettings:
     """Model shape and optimisation. `examples`: how many are seen in all, repeats included."""
 
     hidden_size: int = 256
-    layers: int = 4
+    layers: int = 2
     heads: int = 4
     key_heads: int = 2
     head_dim: int = 64
     inner_size: int = 768
     vocabulary_size: int = 8192
     prior_beta: float = 20.0
-    examples: int = 800_000
-    batch_examples: int = 512
+    examples: int = 1_500_000
+    batch_examples: int = 1024
     accumulate: int = 1
     chunk_examples: int = 16_384
     row_length: int = 64
     paths: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     max_minutes: float | None = None

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-DEPTH = 32
-SHARPNESS = 30.0
+DEPTH = 128
+SHARPNESS = 20.0
 LEXICAL_WEIGHT = 0.3
 KNOWN_SHARE = 0.5
 _BLOCK = 1024

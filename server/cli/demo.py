@@ -22,6 +22,7 @@ DEMO_SESSIONS = 12_000
 TRAINING_MINUTES = 4.0
 DEMO_EXAMPLES = 400_000
 ENCODER_STEPS = 250
+MIN_ENCODER_STEPS = 10
 
 
 def demo(
@@ -44,7 +45,7 @@ def demo(
     share = items / DEMO_ITEMS
     steps: list[tuple[str, Path, Callable[[], None]]] = [
         ("dataset: a simulated shop, imported", dataset, lambda: _import(shop, dataset, share)),
-        ("snapshot: encoder, codec, trie", snapshot, lambda: _build(dataset, snapshot)),
+        ("snapshot: encoder, codec, trie", snapshot, lambda: _build(dataset, snapshot, share)),
         (
             "checkpoint: the decoder",
             checkpoint,
@@ -86,13 +87,14 @@ def _import(shop: Path, dataset: Path, share: float) -> None:
     import_dataset("jsonl", shop, dataset)
 
 
-def _build(dataset: Path, snapshot: Path) -> None:
+def _build(dataset: Path, snapshot: Path, share: float) -> None:
     from index.dataset import Dataset
     from models.training.build import BuildSettings, build_snapshot
     from server.cli.progress import BuildProgress
 
     with BuildProgress() as progress:
-        settings = BuildSettings(encoder_steps=ENCODER_STEPS)
+        steps = max(MIN_ENCODER_STEPS, round(ENCODER_STEPS * min(share, 1.0)))
+        settings = BuildSettings(encoder_steps=steps)
         build_snapshot(Dataset.open(dataset), snapshot, settings, report=progress.show)
 
 

@@ -261,7 +261,7 @@ def test_an_existing_checkpoint_is_kept(shop: Path, tmp_path: Path) -> None:
         run_sft(tiny_run(shop, tmp_path / "there"))
 
 
-def _row(prompt: object):  # noqa: ANN202
+def _row(prompt: object):
     import torch
 
     return torch.tensor([list(prompt)], dtype=torch.int64)  # pyright: ignore[reportArgumentType]
