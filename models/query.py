@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from decoding.engine import Prompt
 from index.codec import Codec
+
+# Who embeds queries must be able to open every kind of encoder; this one registers itself.
+from models import text_encoders as text_encoders
 from models.checkpoint import Checkpoint
 from models.prompt import PromptBuilder
 
