@@ -90,6 +90,20 @@ def test_product_levels_live_in_orthogonal_subspaces():
         np.testing.assert_allclose(chosen, gaps.min(axis=1), atol=1e-5)
 
 
+def test_the_rotation_serves_the_product_levels():
+    """Both halves say the same, so clustering them as they lie wastes one of the two codes."""
+    random = np.random.default_rng(0)
+    half = random.standard_normal((1000, 4))
+    noise = 0.1 * random.standard_normal(half.shape)
+    items = np.hstack([half, half + noise]).astype(np.float32)
+    codec, codes = train_codec(items, items[:0], CodecSettings((1,), (16, 16)))
+    plain = 0.0
+    for columns in (items[:, :4], items[:, 4:]):
+        made, chosen = train_codec(columns, columns[:0], CodecSettings((16,)))
+        plain += made.quantisation_error(columns, chosen)
+    assert codec.quantisation_error(items, codes) < 0.5 * plain
+
+
 def test_products_of_more_dimensions_than_items():
     items = unit_rows(np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32))
     codec, codes = train_codec(items, items[:0], CodecSettings((4,), (8, 8)))
