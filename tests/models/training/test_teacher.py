@@ -5,7 +5,7 @@ import pytest
 
 from index.encoder import unit_rows
 from models.training import teacher as teacher_module
-from models.training.teacher import KNOWN_SHARE, Teacher
+from models.training.teacher import KNOWN_SHARE, SHARPNESS, Teacher
 
 RANDOM = np.random.default_rng(0)
 ITEMS = unit_rows(RANDOM.standard_normal((60, 16)).astype(np.float32))
@@ -46,7 +46,7 @@ def test_lexical_scores_count_relative_to_the_best():
     mixed = Teacher(ITEMS, Words(), depth=8, lexical_weight=0.5).teach(NAMES, QUERIES, NOTHING)
     np.testing.assert_array_equal(mixed.rows, plain.rows)
     np.testing.assert_allclose(mixed.weights[0], plain.weights[0], atol=1e-6)
-    bonus = 30.0 * 0.5 * plain.rows[1] / plain.rows[1].max()
+    bonus = SHARPNESS * 0.5 * plain.rows[1] / plain.rows[1].max()
     expected = np.log(plain.weights[1]) + bonus
     found = np.log(mixed.weights[1])
     np.testing.assert_allclose(found - found.max(), expected - expected.max(), atol=1e-2)
