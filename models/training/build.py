@@ -81,7 +81,8 @@ def build_snapshot(
     attributes = AttributeDictionary.build(dataset.items)
     if settings.attributes_file is not None:
         attributes = attributes.extend(settings.attributes_file)
-    encoder = _encoder(material, pseudo_queries, settings, tell)
+    steps = settings.encoder_steps or encoder_steps(len(material.titles))
+    encoder = _encoder(material, pseudo_queries, settings, steps, tell)
     tell("embeddings", 0, 1, 0.0)
     matcher = AttributeMatcher(attributes)
     embeddings = fuse(encoder, matcher, material.item_texts, settings.keyword_fusion)
@@ -101,7 +102,7 @@ def build_snapshot(
         "usage": usage_report(codes, codec.layout.level_sizes),
         "quantisation_error": codec.quantisation_error(embeddings, codes),
         "layouts_tried": table,
-        "encoder": {**asdict(settings.encoder), "name": encoder.name},
+        "encoder": {**asdict(settings.encoder), "steps": steps, "name": encoder.name},
         "keyword_fusion": settings.keyword_fusion,
     }
     if relevant:
@@ -121,6 +122,7 @@ def build_snapshot(
         report=facts,
         parents=[dataset.version],
         simulated=dataset.simulated,
+        dataset_version=dataset.version,
         keyword_fusion=settings.keyword_fusion,
         overwrite=overwrite,
     )
@@ -144,14 +146,17 @@ def encoder_steps(item_count: int) -> int:
 
 
 def _encoder(
-    material: Material, pseudo_queries: PseudoQueryModel, settings: BuildSettings, tell: Report
+    material: Material,
+    pseudo_queries: PseudoQueryModel,
+    settings: BuildSettings,
+    steps: int,
+    tell: Report,
 ) -> TextEncoder:
     query, row, weight = material.pairs()
 
     def sample(rows: NDArray[np.int64], random: np.random.Generator) -> list[str]:
         return pseudo_queries.sample([material.titles[r] for r in rows], random)
 
-    steps = settings.encoder_steps or encoder_steps(len(material.titles))
     trained = train_encoder(
         material.item_texts,
         material.queries,

@@ -37,7 +37,7 @@ from models.training.teacher import Teacher
 from models.transformer import Qwen3
 
 RESCORING_QUERIES = 600
-FITTING_BEAM = 100
+FITTING_BEAM = 128
 VALID_RATE_QUERIES = 100
 SERVING_PROMPT = PromptSettings(max_query_tokens=20, query_code_count=4)
 

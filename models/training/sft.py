@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -41,7 +42,6 @@ FloatArray = NDArray[np.float32]
 WARMUP_STEPS = 100
 TEXT_LOSS_WEIGHT = 0.2
 SID_OUTPUT_SCALE = 0.02
-PLAN_AFTER_STEPS = 12
 EPOCHS_PER_CHUNK = 2
 
 
@@ -57,7 +57,7 @@ class SftSettings:
     inner_size: int = 768
     vocabulary_size: int = 8192
     prior_beta: float = 20.0
-    examples: int = 1_500_000
+    examples: int = 2_000_000
     batch_examples: int = 1024
     accumulate: int = 1
     chunk_examples: int = 16_384
@@ -70,6 +70,11 @@ class SftSettings:
     save_every_s: float = 60.0
     seed: int = 7
     mixture: Mixture = field(default_factory=Mixture)
+
+    @property
+    def step_examples(self) -> int:
+        """Examples of one optimiser step."""
+        return self.batch_examples * self.accumulate
 
     def fingerprint(self, *parents: str) -> str:
         """Digest of everything that decides the result, for resuming."""
@@ -150,64 +155,82 @@ def train(
         raise ConfigError("batch_examples must not exceed chunk_examples")
     trainer = _Trainer(model, curriculum, tokenizer, codec, settings)
     found = state.load(state_directory, model, trainer.optimiser, fingerprint)
-    planned = settings.examples // (settings.batch_examples * settings.accumulate)
-    first, planned = (found.step, found.planned_steps) if found else (0, max(planned, 1))
-    clock = _Clock(first, planned, settings)
+    clock = _Clock(settings, found or state.Counters(0, 0.0, fingerprint))
     last_save = time.monotonic()
-    step = first
     loss = float("nan")
-    while step < clock.planned:
-        progress = step / clock.planned
-        rate = settings.learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - progress)
-        loss = trainer.step(step, settings.mixture.stage_of(progress), rate)
-        step += 1
-        clock.tick(step)
+    while (progress := clock.progress) < 1:
+        stage = settings.mixture.stage_of(progress)
+        rate = settings.learning_rate * min(1.0, (clock.step + 1) / WARMUP_STEPS) * (1 - progress)
+        loss = trainer.step(clock.step, stage, rate)
+        clock.tick()
         if report is not None:
-            stage = settings.mixture.stage_of(progress)
-            left = (clock.planned - step) * clock.step_s
-            per_s = settings.batch_examples * settings.accumulate / max(clock.step_s, 1e-9)
-            report(Progress(step, clock.planned, loss, per_s, left, stage, rate))
-        if time.monotonic() - last_save > settings.save_every_s and clock.is_settled:
-            counters = state.Counters(step, clock.planned, fingerprint)
+            report(
+                Progress(
+                    clock.step, clock.planned, loss, clock.examples_per_s, clock.left_s, stage, rate
+                )
+            )
+        if time.monotonic() - last_save > settings.save_every_s:
+            counters = state.Counters(clock.step, clock.elapsed_s, fingerprint)
             state.save(state_directory, model, trainer.optimiser, counters)
             last_save = time.monotonic()
-    seconds = clock.elapsed_s
-    examples = step * settings.batch_examples * settings.accumulate
-    per_s = (step - first) * settings.batch_examples * settings.accumulate / max(seconds, 1e-9)
-    return SftResult(step, examples, seconds, loss, per_s)
+    examples = clock.step * settings.step_examples
+    per_s = examples / max(clock.elapsed_s, 1e-9)
+    return SftResult(clock.step, examples, clock.elapsed_s, loss, per_s)
 
 
 class _Clock:
-    """Turns a time budget into a number of steps, once, early: so the plan can be saved and the
-    learning rate reaches zero at its end. Without a budget the plan is fixed from the start."""
+    """How far training is: by examples and, with a budget, by time, whichever is further.
 
-    def __init__(self, first: int, planned: int, settings: SftSettings) -> None:
-        self.planned = planned
-        self._first = first
-        self._budget_s = settings.max_minutes * 60 if settings.max_minutes else None
-        self._started = time.monotonic()
-        self._mark = self._started
-        self.step_s = 0.0
-        self.is_settled = self._budget_s is None or first > 0
+    The learning rate and the stages follow this progress, so a budget always ends at rate zero,
+    however unevenly the machine runs. Without a budget nothing depends on time.
+    """
+
+    def __init__(self, settings: SftSettings, found: state.Counters) -> None:
+        self.step = found.step
+        self._settings = settings
+        self._total = max(1, settings.examples // settings.step_examples)
+        self._budget_s = settings.max_minutes * 60 if settings.max_minutes else math.inf
+        self._before_s = found.elapsed_s
+        self._started = self._mark = time.monotonic()
+        self._first = found.step
+        self._step_s = 0.0
 
     @property
     def elapsed_s(self) -> float:
-        return time.monotonic() - self._started
+        """Seconds of training, earlier runs of a resumed one included."""
+        return self._before_s + time.monotonic() - self._started
 
-    def tick(self, step: int) -> None:
+    @property
+    def progress(self) -> float:
+        """Share of the training done, in [0, 1]."""
+        by_time = self.elapsed_s / self._budget_s if self._budget_s < math.inf else 0.0
+        return min(1.0, max(self.step / self._total, by_time))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left at the recent speed."""
+        by_examples = (self._total - self.step) * self._step_s
+        return max(0.0, min(by_examples, self._budget_s - self.elapsed_s))
+
+    @property
+    def planned(self) -> int:
+        """Steps in all, as far as can be told now."""
+        if self.progress >= 1:
+            return self.step
+        return self.step + max(1, round(self.left_s / max(self._step_s, 1e-9)))
+
+    @property
+    def examples_per_s(self) -> float:
+        return self._settings.step_examples / max(self._step_s, 1e-9)
+
+    def tick(self) -> None:
+        """A step is done."""
         now = time.monotonic()
-        duration = now - self._mark
-        self._mark = now
-        done = step - self._first
-        self.step_s = self.elapsed_s / done if done < 20 else 0.95 * self.step_s + 0.05 * duration
-        if self._budget_s is None:
-            return
-        left_s = self._budget_s - self.elapsed_s
-        if not self.is_settled and done >= PLAN_AFTER_STEPS:
-            self.planned = min(self.planned, step + max(0, int(left_s / self.step_s)))
-            self.is_settled = True
-        elif left_s <= 0:
-            self.planned = min(self.planned, step)
+        duration, self._mark = now - self._mark, now
+        self.step += 1
+        done = self.step - self._first
+        mean = (now - self._started) / done
+        self._step_s = mean if done < 20 else 0.95 * self._step_s + 0.05 * duration
 
 
 class _Trainer:

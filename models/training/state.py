@@ -25,10 +25,10 @@ KIND = "training_state"
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Where training stands: steps done, the planned number of steps, what it belongs to."""
+    """Where training stands: steps done, seconds spent, what it belongs to."""
 
     step: int
-    planned_steps: int
+    elapsed_s: float
     fingerprint: str
 
 
@@ -52,7 +52,7 @@ def save(
         save_file(plain, draft.path / "state.safetensors")
         facts = {
             "step": counters.step,
-            "planned_steps": counters.planned_steps,
+            "elapsed_s": counters.elapsed_s,
             "fingerprint": counters.fingerprint,
         }
         (draft.path / "counters.json").write_text(json.dumps(facts))
@@ -90,7 +90,7 @@ def load(
             }
             if parameter_state:
                 optimiser.state[parameter] = parameter_state
-    return Counters(int(facts["step"]), int(facts["planned_steps"]), fingerprint)
+    return Counters(int(facts["step"]), float(facts["elapsed_s"]), fingerprint)
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-DEFAULT_BEAM = 100
+from server.settings import DEFAULT_BEAM_WIDTH
 
 
 def evaluate(
@@ -21,7 +21,7 @@ def evaluate(
     methods: Annotated[
         str, typer.Option(help="Comma-separated; hybrid_rescored may be added.")
     ] = "generative,generative_only,codec_only,bm25,dense,hybrid",
-    beam: Annotated[int, typer.Option(min=1, max=4096, help="Beam width.")] = DEFAULT_BEAM,
+    beam: Annotated[int, typer.Option(min=1, max=4096, help="Beam width.")] = DEFAULT_BEAM_WIDTH,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,

@@ -77,6 +77,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """What SNAPSHOT holds and what its build measured: CUR, ICR, candidate recall, sizes."""
+    import models.text_encoders  # noqa: F401  registers the encoders that a snapshot may hold
     from index.snapshot import Snapshot
 
     opened = Snapshot.open(snapshot, verify=False)
@@ -99,6 +100,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every file of SNAPSHOT against its manifest and open it."""
+    import models.text_encoders  # noqa: F401  registers the encoders that a snapshot may hold
     from index.snapshot import Snapshot
 
     opened = Snapshot.open(snapshot, verify=True)
@@ -116,10 +118,10 @@ def codecs(
     as_json: Json = False,
 ) -> None:
     """The codec table: plain RQ, + keywords, + level-3 balance, + OPQ, and the chosen layout."""
-    from models.training.codec_table import codec_table
-
+    import models.text_encoders  # noqa: F401  registers the encoders that a snapshot may hold
     from index.dataset import Dataset
     from index.snapshot import Snapshot
+    from models.training.codec_table import codec_table
 
     rows = codec_table(Dataset.open(dataset), Snapshot.open(snapshot, verify=False))
     if as_json:

@@ -104,10 +104,12 @@ class TrainingProgress(_Bar):
 
 def parse_layout(text: str, *, balance: bool, seed: int) -> CodecSettings | None:
     """'auto' → None, 'published', or sizes like 1024-32 or 256-64-32+16-16 (OPQ after the plus)."""
-    if text == "auto":
-        return None
-    if text == "published":
-        return PUBLISHED
+    if text in ("auto", "published"):
+        if balance:
+            raise ConfigError(
+                f"--balance goes with explicit sizes; --layout {text} decides it itself"
+            )
+        return None if text == "auto" else PUBLISHED
     match = _SIZES.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -116,6 +118,10 @@ def parse_layout(text: str, *, balance: bool, seed: int) -> CodecSettings | None
         )
     residual = tuple(int(size) for size in match[1].split("-"))
     product = (int(match[2]), int(match[3])) if match[2] else ()
+    if balance and len(residual) < 3:
+        raise ConfigError(
+            f"--balance balances the third residual level; --layout {text!r} has {len(residual)}"
+        )
     if min(residual + product) < 2:
         raise ConfigError(f"--layout {text!r}: every level needs at least 2 codes")
     return CodecSettings(residual, product, balance_third_level=balance, seed=seed)

@@ -28,7 +28,8 @@ def sft(
         typer.Option(help="Start from this checkpoint, or any local Qwen3 directory."),
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.05, help="Time budget; sets the number of steps.")
+        float | None,
+        typer.Option(min=0.05, help="Time budget; training ends when it or --examples is reached."),
     ] = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="Examples seen in all, repeats included.")
