@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,9 @@ import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
+
+# Registers the kinds of encoder that a snapshot may hold beside the static one.
+ENCODER_KINDS = "models.text_encoders"
 
 app = typer.Typer(no_args_is_help=True, help="Build and inspect snapshots.")
 
@@ -77,9 +81,9 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """What SNAPSHOT holds and what its build measured: CUR, ICR, candidate recall, sizes."""
-    import models.text_encoders  # noqa: F401  registers the encoders that a snapshot may hold
     from index.snapshot import Snapshot
 
+    import_module(ENCODER_KINDS)
     opened = Snapshot.open(snapshot, verify=False)
     facts = {
         **opened.report,
@@ -100,9 +104,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every file of SNAPSHOT against its manifest and open it."""
-    import models.text_encoders  # noqa: F401  registers the encoders that a snapshot may hold
     from index.snapshot import Snapshot
 
+    import_module(ENCODER_KINDS)
     opened = Snapshot.open(snapshot, verify=True)
     facts = {"snapshot": str(snapshot), "version": opened.version, "items": len(opened.items)}
     if as_json:
@@ -118,11 +122,11 @@ def codecs(
     as_json: Json = False,
 ) -> None:
     """The codec table: plain RQ, + keywords, + level-3 balance, + OPQ, and the chosen layout."""
-    import models.text_encoders  # noqa: F401  registers the encoders that a snapshot may hold
     from index.dataset import Dataset
     from index.snapshot import Snapshot
     from models.training.codec_table import codec_table
 
+    import_module(ENCODER_KINDS)
     rows = codec_table(Dataset.open(dataset), Snapshot.open(snapshot, verify=False))
     if as_json:
         typer.echo(orjson.dumps({"rows": rows}, option=orjson.OPT_SERIALIZE_NUMPY).decode())
