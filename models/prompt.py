@@ -17,9 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
+from index.text import words
 from models.tokenizer import HISTORY, ITEM, KEYWORDS, QUERY, SID, USER, Codes, Tokenizer
 
 KEYWORD_SEPARATOR = ", "
+
+
+def prompt_text(text: str) -> str:
+    """The form in which text enters a prompt: its product words (`index.text.words`), joined.
+
+    Pseudo-queries, training queries, titles and served queries all pass through here, so the
+    decoder meets one spelling of units, plurals and numbers.
+    """
+    return " ".join(words(text))
 
 
 @dataclass(frozen=True, slots=True)

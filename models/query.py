@@ -17,7 +17,7 @@ from index.codec import Codec
 # Who embeds queries must be able to open every kind of encoder; this one registers itself.
 from models import text_encoders as text_encoders
 from models.checkpoint import Checkpoint
-from models.prompt import PromptBuilder
+from models.prompt import PromptBuilder, prompt_text
 
 FloatArray = NDArray[np.float32]
 
@@ -55,7 +55,7 @@ class QueryPrompts:
         nearest = nearest_codes(
             embeddings, self.codec.centroids[0], self.builder.settings.query_code_count
         )
-        tokens = self.builder.tokenizer.encode_batch(texts)
+        tokens = self.builder.tokenizer.encode_batch([prompt_text(text) for text in texts])
         made: list[Prompt] = []
         for i, ids in enumerate(tokens):
             token_ids = self.builder.student(ids, sids[i], histories[i], query_codes=nearest[i])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.snapshot import Snapshot
-from models.prompt import PromptBuilder
+from models.prompt import PromptBuilder, prompt_text
 from models.query import nearest_codes
 from models.tokenizer import CATEGORY, ITEM, QUERY, SID, TITLE, Tokenizer
 from models.training.examples import ExampleSet
@@ -81,12 +81,8 @@ class Curriculum:
         self._seed = seed
         leaves = snapshot.postings.leaf_of_row.astype(np.int64)
         self._codes_of_row = snapshot.trie.codes_of_leaves(leaves)
-        self._title_tokens = [
-            ids[:MAX_TEXT_TOKENS] for ids in self._tokenizer.encode_batch(material.item_texts)
-        ]
-        self._category_tokens = [
-            ids[:MAX_TEXT_TOKENS] for ids in self._tokenizer.encode_batch(material.categories)
-        ]
+        self._title_tokens = [ids[:MAX_TEXT_TOKENS] for ids in self._encode(material.item_texts)]
+        self._category_tokens = [ids[:MAX_TEXT_TOKENS] for ids in self._encode(material.categories)]
         self._queries = material.queries
         self._real_visits = [visit for visit in material.visits if visit.wanted]
 
@@ -101,6 +97,9 @@ class Curriculum:
             case _:
                 asked = self._ask(random, self._chunk_examples, with_history=True)
                 return self._search(asked, random)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer.encode_batch([prompt_text(text) for text in texts])
 
     def _ask(self, random: np.random.Generator, count: int, *, with_history: bool) -> Asked:
         """Pseudo-queries, training queries and searches of users, in the mixture's shares."""
@@ -133,7 +132,7 @@ class Curriculum:
             self._snapshot.codec.centroids[0],
             self._prompts.settings.query_code_count,
         )
-        tokens = self._tokenizer.encode_batch(asked.texts)
+        tokens = self._encode(asked.texts)
         prompts = [
             self._prompts.student(
                 tokens[i],
@@ -153,7 +152,7 @@ class Curriculum:
         marker = self._tokenizer.special
         asked = self._ask(random, n_query, with_history=False)
         embeddings = self._snapshot.embed_queries(asked.texts)
-        tokens = self._tokenizer.encode_batch(asked.texts)
+        tokens = self._encode(asked.texts)
         prompts = [[marker[QUERY], *ids[:MAX_TEXT_TOKENS], marker[ITEM]] for ids in tokens]
         from_query = self._taught(prompts, asked, embeddings)
         rows = random.integers(len(self._title_tokens), size=n_title + n_write + n_category)
@@ -175,7 +174,7 @@ class Curriculum:
         """query | title | SID → category."""
         marker = self._tokenizer.special
         queries = self._pseudo_queries.sample([self._material.titles[row] for row in rows], random)
-        query_tokens = self._tokenizer.encode_batch(queries)
+        query_tokens = self._encode(queries)
         prompts: list[list[int]] = []
         for i, row in enumerate(rows.tolist()):
             source = (
@@ -199,7 +198,7 @@ class Curriculum:
             embeddings,
         )
         pairs = self._ask(random, count - len(asked.texts), with_history=False)
-        tokens = self._tokenizer.encode_batch(pairs.texts)
+        tokens = self._encode(pairs.texts)
         prompts: list[list[int]] = []
         texts: list[list[int]] = []
         for i, query in enumerate(tokens):

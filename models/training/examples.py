@@ -47,6 +47,13 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def longest(self, path_tokens: int) -> int:
+        """Tokens of the longest example, `path_tokens` for the paths of a SID example."""
+        return max(
+            len(prompt) + max(len(text) - 1, path_tokens)
+            for prompt, text in zip(self.prompts, self.texts, strict=True)
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelTargets:

@@ -23,7 +23,7 @@ from index.errors import ArtifactError, ConfigError
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint, start_from
-from models.prompt import PromptBuilder, PromptSettings
+from models.prompt import PromptBuilder, PromptSettings, prompt_text
 from models.query import QueryPrompts
 from models.tokenizer import Tokenizer
 from models.training import sft, state
@@ -153,6 +153,7 @@ def _start(run: SftRun, material: Material) -> tuple[Qwen3, Tokenizer, PromptSet
     layout = run.snapshot.layout
     if run.init is None:
         texts = [*material.item_texts, *material.queries, *material.queries]
+        texts = [prompt_text(text) for text in texts]
         tokenizer = Tokenizer.train(texts, run.settings.vocabulary_size, layout=layout)
         model = sft.new_model(run.settings, tokenizer, run.snapshot.codec, run.snapshot.encoder)
         return model, tokenizer, run.prompt

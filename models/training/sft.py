@@ -262,6 +262,7 @@ class _Trainer:
         )
         self._chunk: tuple[int, int] | None = None
         self._examples: ExampleSet | None = None
+        self._longest = 0
 
     def step(self, step: int, stage: int, rate: float) -> float:
         """One optimiser step; returns the loss (a host sync, once a step)."""
@@ -286,6 +287,8 @@ class _Trainer:
         if self._chunk != (chunk, stage):
             self._examples = self._curriculum.chunk(chunk, stage)
             self._chunk = (chunk, stage)
+            path_tokens = settings.paths * (len(self._level_sizes) - 1)
+            self._longest = self._examples.longest(path_tokens)
         assert self._examples is not None
         epoch, within = divmod(place, per_epoch)
         order = np.random.default_rng([settings.seed, 1, chunk, epoch]).permutation(
@@ -297,7 +300,7 @@ class _Trainer:
             chosen,
             level_sizes=self._level_sizes,
             sid_offset=self._sid_offset,
-            row_length=settings.row_length,
+            row_length=max(settings.row_length, self._longest),
             paths=settings.paths,
             random=np.random.default_rng([settings.seed, 2, number]),
         )
