@@ -2,8 +2,10 @@
 
 A directory is written under a temporary name beside its final one, every file is synced, the
 manifest (with each file's sha256) comes last, and one rename publishes it. So a reader sees a
-complete directory or none, whenever the writer is killed. Leftovers of killed writers are removed
-by the next writer of the same name once their process is gone.
+complete directory or none, whenever the writer is killed. Replacing sets the old directory aside
+for the instant between two renames; a writer killed just there leaves the old one aside, and the
+next reader or writer puts it back. Leftovers of killed writers are removed by the next writer of
+the same name once their process is gone.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from index.errors import ArtifactError
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _HASH_CHUNK_BYTES = 1 << 20
+_ASIDE = "old"
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ def create(path: Path, kind: str, *, overwrite: bool = False) -> Generator[Draft
     directory. With `overwrite` the old directory is replaced only after the new one is complete.
     """
     path = Path(path).absolute()
+    recover(path)
     check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -85,6 +89,7 @@ def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
     Raises ArtifactError naming the file that is missing or differs.
     """
     path = Path(path)
+    recover(path)
     manifest_path = path / MANIFEST
     try:
         raw = cast(dict[str, Any], orjson.loads(manifest_path.read_bytes()))
@@ -106,6 +111,16 @@ def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
     known = {"kind", "format_version", "version", "created", "files"}
     extra = {key: value for key, value in raw.items() if key not in known}
     return Manifest(kind, str(raw["version"]), float(raw["created"]), files, extra)
+
+
+def recover(path: Path) -> None:
+    """Put back what a writer set aside if it was killed before its new directory took the place."""
+    if path.exists():
+        return
+    for aside in path.parent.glob(f".{path.name}.{_ASIDE}-*-*"):
+        if not _is_alive(aside):
+            aside.rename(path)
+            return
 
 
 def sha256_of(path: Path) -> str:
@@ -167,7 +182,7 @@ def _publish(draft_path: Path, path: Path) -> None:
     """Rename into place; an old directory steps aside first and is removed afterwards."""
     aside: Path | None = None
     if path.exists():
-        aside = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        aside = path.parent / f".{path.name}.{_ASIDE}-{os.getpid()}-{secrets.token_hex(4)}"
         path.rename(aside)
     draft_path.rename(path)
     _sync(path.parent)
@@ -184,7 +199,13 @@ def _sync(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{path.name}.tmp-*-*"):
-        owner = leftover.name.rsplit("-", 2)[1]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(leftover, ignore_errors=True)
+    for kind in ("tmp", _ASIDE):
+        for leftover in path.parent.glob(f".{path.name}.{kind}-*-*"):
+            if not _is_alive(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(leftover: Path) -> bool:
+    """Whether the process that made a temporary directory still runs."""
+    owner = leftover.name.rsplit("-", 2)[1]
+    return not owner.isdigit() or psutil.pid_exists(int(owner))

@@ -64,6 +64,11 @@ class LevelTargets:
     target: torch.Tensor
     example: torch.Tensor
 
+    def to(self, device: torch.device) -> LevelTargets:
+        return LevelTargets(
+            self.position.to(device), self.target.to(device), self.example.to(device)
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedBatch:
@@ -77,6 +82,21 @@ class PackedBatch:
     text_target: torch.Tensor
     embeddings: torch.Tensor
     examples: int
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The batch on another device; itself where it is there already."""
+        if device.type == "cpu":
+            return self
+        return PackedBatch(
+            self.token_ids.to(device),
+            self.position_ids.to(device),
+            self.mask.to(device),
+            tuple(level.to(device) for level in self.levels),
+            self.text_position.to(device),
+            self.text_target.to(device),
+            self.embeddings.to(device),
+            self.examples,
+        )
 
 
 def pack(

@@ -92,6 +92,7 @@ def run_sft(
         fingerprint=run.settings.fingerprint(*parents),
         report=report,
     )
+    model = model.to("cpu")
     say("fitting rescoring weights")
     settings = CheckpointSettings(
         level_sizes=run.snapshot.layout.level_sizes,

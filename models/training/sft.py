@@ -68,6 +68,7 @@ class SftSettings:
     clip_norm: float = 1.0
     max_minutes: float | None = None
     save_every_s: float = 60.0
+    device: str = "cpu"
     seed: int = 7
     mixture: Mixture = field(default_factory=Mixture)
 
@@ -80,6 +81,7 @@ class SftSettings:
         """Digest of everything that decides the result, for resuming."""
         facts = asdict(self)
         facts.pop("save_every_s")
+        facts.pop("device")
         text = json.dumps([facts, parents], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -244,13 +246,14 @@ class _Trainer:
         codec: Codec,
         settings: SftSettings,
     ) -> None:
-        self._model = model.train()
+        self._device = torch.device(settings.device)
+        self._model = model.train().to(self._device)
         self._curriculum = curriculum
         self._settings = settings
         self._slices = [tokenizer.level_slice(level) for level in range(codec.layout.levels)]
         self._level_sizes = codec.layout.level_sizes
         self._sid_offset = tokenizer.sid_offset
-        self._centroids = [torch.tensor(level) for level in codec.centroids]
+        self._centroids = [torch.tensor(level, device=self._device) for level in codec.centroids]
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         groups = [
@@ -303,14 +306,14 @@ class _Trainer:
             row_length=max(settings.row_length, self._longest),
             paths=settings.paths,
             random=np.random.default_rng([settings.seed, 2, number]),
-        )
+        ).to(self._device)
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16):
             hidden = self._model.hidden(batch.token_ids, batch.position_ids, batch.mask)
             flat = hidden.flatten(0, 1)
             output = self._model.lm_head.weight
-            total = torch.zeros(())
+            total = torch.zeros((), device=self._device)
             for level, targets in enumerate(batch.levels):
                 prior = None
                 if self._settings.prior_beta > 0:

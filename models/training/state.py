@@ -65,6 +65,7 @@ def load(
 
     Raises ArtifactError when the state is damaged or belongs to other data or settings.
     """
+    artifact.recover(path)
     if not path.exists():
         return None
     artifact.read(path, KIND)

@@ -136,3 +136,14 @@ def open_extra_encoders(
     from models.text_encoders import open_text_encoder
 
     return tuple((open_text_encoder(directory), weight) for directory in directories)
+
+
+def chosen_device(name: str) -> str:
+    """'auto' → cuda where there is one, else cpu. Raises ConfigError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ConfigError(f"--device {name!r} is not there; use cpu, or auto")
+    return name

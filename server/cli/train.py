@@ -45,6 +45,9 @@ def sft(
     save_every_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds between saves of the training state.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (a CUDA device if there is one), cpu, cuda or cuda:N.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace CHECKPOINT.")] = False,
     as_json: Annotated[
@@ -57,9 +60,10 @@ def sft(
     from models.training.metrics_log import MetricsLog
     from models.training.run_sft import SftRun, run_sft
     from models.training.sft import SftSettings
-    from server.cli.progress import TrainingProgress
+    from server.cli.progress import TrainingProgress, chosen_device
 
     chosen = {
+        "device": chosen_device(device),
         "max_minutes": max_minutes,
         "examples": examples,
         "layers": layers,

@@ -95,3 +95,23 @@ def test_killed_writer_publishes_nothing_and_is_cleaned_up(tmp_path: Path) -> No
     time.sleep(0.05)
     publish(tmp_path / "x")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -> None:
+    publish(tmp_path / "x", "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from index import artifact\n"
+        "rename = Path.rename\n"
+        "def killed_after_first(self, target):\n"
+        "    rename(self, target); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Path.rename = killed_after_first\n"
+        "with artifact.create(Path(sys.argv[1]), 'thing', overwrite=True) as d:\n"
+        "    (d.path / 'a').write_text('new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")])
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "x").exists()
+    artifact.read(tmp_path / "x", "thing")
+    assert (tmp_path / "x/inner/a.txt").read_text() == "old"
+    publish(tmp_path / "x", "newer", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
