@@ -29,7 +29,7 @@ from index.text import words
 GRAM_SIZES = (3, 4, 5)
 MAX_WORDS = 64
 MAX_WORD_CHARACTERS = 40
-MAX_TOKEN_CACHE = 200_000
+MAX_TOKEN_CACHE = 50_000
 CONFIG_FILE = "encoder.json"
 
 
