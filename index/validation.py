@@ -52,13 +52,14 @@ class Validation:
 def validate_dataset(path: Path, *, relevant_from: float | None = None) -> Validation:
     """Check a dataset directory. Raises ArtifactError when it is missing or damaged.
 
-    `relevant_from` is the grade from which an item counts as relevant; without it three quarters
-    of the way from the lowest to the highest grade (2.5 on a scale of 1 to 3).
+    `relevant_from` is the grade from which an item counts as relevant; without it what the dataset
+    states, else three quarters of the way from the lowest to the highest grade (2.5 on a scale of
+    1 to 3).
     """
     dataset = Dataset.open(path)
     report = _Report(dataset)
     report.items()
-    report.judgments(relevant_from)
+    report.judgments(report.stated_grade() if relevant_from is None else relevant_from)
     report.events()
     report.users()
     report.splits()
@@ -96,6 +97,14 @@ class _Report:
         prices = items.column("price")
         wrong = pc.invert(pc.and_(pc.is_finite(prices), pc.greater_equal(prices, 0.0)))
         self._problem_rows("items: negative or infinite price", _matching(ids, wrong))
+
+    def stated_grade(self) -> float | None:
+        """The `relevant_from` of the manifest; what is no number is a problem."""
+        stated = self._dataset.manifest.get("relevant_from")
+        if stated is None or type(stated) in (int, float):
+            return stated
+        self.problems.append(f"manifest: relevant_from is {stated!r}, it must be a number")
+        return None
 
     def judgments(self, relevant_from: float | None) -> None:
         judgments = self._dataset.judgments

@@ -31,6 +31,7 @@ JUDGED_SHARE = 0.4  # of the queries
 MAX_RELEVANT = 120  # judged items of grade 2 and 3 per query
 MAX_MARGINAL = 8  # of grade 1
 MAX_HARD = 10  # of grade 0, the baseline's first wrong ones
+RELEVANT_FROM = 3  # what was asked for, in all respects (`demo_queries.grades`)
 MIN_RELEVANT = 2
 BROAD_SHARE = 0.25  # of the heads and questions are judged, relative to other queries
 
@@ -78,9 +79,8 @@ def generate(
         ),
     )
     sizes = {"n_items": n_items, "n_users": n_users, "n_sessions": n_sessions}
-    _write(
-        directory / "dataset.json", [{"source": SOURCE, "simulated": True, "seed": seed, **sizes}]
-    )
+    facts = {"source": SOURCE, "simulated": True, "relevant_from": RELEVANT_FROM, "seed": seed}
+    _write(directory / "dataset.json", [{**facts, **sizes}])
 
 
 def make_shop(*, seed: int, n_items: int, n_users: int, n_sessions: int) -> DemoShop:

@@ -1,7 +1,8 @@
 """Any catalogue as JSON lines, CSV or Parquet, with a column mapping.
 
 SOURCE is a file of items, or a folder with items.*, and where there are any users.*, judgments.*,
-events.* (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.parquet`; the text formats also `.gz`).
+events.* (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.parquet`; the text formats also `.gz`). All tables
+are of one format; what else in the folder looks like data is left out, and a note says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from index.importers.mapping import FIELDS, REQUIRED, Mapping, TableMapping
 from index.importers.records import SUFFIXES, BadRow, SourceRow, read_columns, read_rows
 
 PROBED_ROWS = 1_000
-_PROBED_LIST = 20
+_LISTED = 20
 
 
 def import_generic(kind: str, source: Path, intake: Intake, mapping: Mapping) -> None:
@@ -24,7 +25,14 @@ def import_generic(kind: str, source: Path, intake: Intake, mapping: Mapping) ->
 
     Raises ConfigError for a missing file or column, DataError for a file that cannot be read.
     """
-    for table, path in _table_files(kind, source).items():
+    files = _table_files(kind, source)
+    left_out = _left_out(source, set(files.values()))
+    if left_out:
+        intake.note(
+            f"files left out: {_listed(left_out)}; from a folder, {kind} reads "
+            f"{', '.join(FIELDS)} ({', '.join(SUFFIXES[kind])})"
+        )
+    for table, path in files.items():
         import_table(table, path, kind, intake, mapping.table(table), mapping.delimiter)
 
 
@@ -82,11 +90,27 @@ def _table_files(kind: str, source: Path) -> dict[str, Path]:
             files[table] = found[0]
     if "items" not in files:
         names = ", ".join(f"items{suffix}" for suffix in SUFFIXES[kind])
-        there = (
-            ", ".join(sorted(path.name for path in source.iterdir())[:_PROBED_LIST]) or "nothing"
-        )
+        there = _listed(sorted(path.name for path in source.iterdir())) or "nothing"
         raise ConfigError(f"{source} has no items file ({names}); it holds {there}")
     return files
+
+
+def _left_out(source: Path, read: set[Path]) -> list[str]:
+    """Files of a source folder that are not read but have a table's name or a data suffix."""
+    if not source.is_dir():
+        return []
+    suffixes = tuple(suffix for group in SUFFIXES.values() for suffix in group)
+    others = (path.name for path in source.iterdir() if path not in read and path.is_file())
+    return sorted(
+        name
+        for name in others
+        if name.lower().endswith(suffixes) or name.lower().partition(".")[0] in FIELDS
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = ", …" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _columns_of(rows: list[SourceRow | BadRow]) -> list[str]:

@@ -71,7 +71,9 @@ def validate_command(
     dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
     relevant_from: Annotated[
         float | None,
-        typer.Option(help="Lowest relevant grade; default: ¾ of the way up the grades."),
+        typer.Option(
+            help="Lowest relevant grade; default: what the dataset states, else ¾ of the way up."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")

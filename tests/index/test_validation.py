@@ -60,6 +60,21 @@ def test_the_relevant_grade_can_be_given(tmp_path: Path) -> None:
     assert validation.facts["judgments"]["queries_without_relevant"] == 0
 
 
+def test_the_relevant_grade_is_what_the_dataset_states(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", items=ITEMS, judgments=JUDGMENTS, relevant_from=1)
+    stated = validate_dataset(tmp_path / "d").facts["judgments"]
+    assert [stated["relevant_from"], stated["queries_without_relevant"]] == [1, 0]
+    given = validate_dataset(tmp_path / "d", relevant_from=3.0).facts["judgments"]
+    assert [given["relevant_from"], given["queries_without_relevant"]] == [3.0, 1]
+
+
+def test_a_stated_grade_that_is_no_number_is_a_problem(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", items=ITEMS, judgments=JUDGMENTS, relevant_from="high")
+    validation = validate_dataset(tmp_path / "d")
+    assert validation.problems == ["manifest: relevant_from is 'high', it must be a number"]
+    assert validation.facts["judgments"]["relevant_from"] == 2.5
+
+
 @pytest.mark.parametrize(
     ("tables", "problem"),
     [

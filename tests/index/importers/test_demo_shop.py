@@ -64,7 +64,8 @@ def test_another_seed_another_shop(directory: Path, tmp_path: Path) -> None:
 
 def test_says_that_it_is_simulated(directory: Path) -> None:
     about = json.loads((directory / "dataset.json").read_text())
-    assert about == {"source": "demo shop (simulated)", "simulated": True, "seed": 3, **TINY}
+    stated = {"source": "demo shop (simulated)", "simulated": True, "relevant_from": 3}
+    assert about == {**stated, "seed": 3, **TINY}
 
 
 @pytest.mark.parametrize("size", [{"n_items": 59}, {"n_users": 0}, {"n_sessions": 0}, {"seed": -1}])

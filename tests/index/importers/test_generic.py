@@ -76,6 +76,19 @@ def test_a_folder_with_all_tables(tmp_path: Path) -> None:
     assert rejected(tmp_path / "d") == []
 
 
+def test_a_folders_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    source = full_source(tmp_path / "s")
+    (source / "judgments.jsonl").rename(source / "judgments.csv")
+    write_lines(source / "reviews.ndjson", [])
+    for name in ("events.json", "mapping.toml", "dataset.json", "README.md"):
+        (source / name).write_text("{}")
+    imported = import_dataset("jsonl", source, tmp_path / "d")
+    assert imported.summary.rows["judgments"] == 0
+    [note] = imported.summary.notes
+    assert note.startswith("files left out: events.json, judgments.csv, reviews.ndjson; ")
+    assert "jsonl reads items, users, judgments, events (.jsonl, " in note
+
+
 def test_three_formats_give_the_same_items(tmp_path: Path) -> None:
     write_lines(tmp_path / "s.jsonl", [{"item_id": "1", "title": "Pipe", "color": ["a", "b"]}])
     (tmp_path / "s.csv").write_text("item_id,title,color\n1,Pipe,a|b\n")
