@@ -74,16 +74,20 @@ class Engine(Protocol):
         beam_width: int,
         filter: TrieFilter | None = None,
         deadline: float | None = None,
+        *,
+        generation: Any = None,
     ) -> list[Hypotheses]:
         """One result per prompt, all from the same weights and trie.
 
-        `deadline` is a `time.monotonic()` value. Raises DeadlineExceeded, EngineOverloaded,
+        `deadline` is a `time.monotonic()` value. `generation` is one as `swap` takes it, live or
+        not: who pinned a generation names it, so that a swap in between changes nothing for them;
+        None means the live one. Raises DeadlineExceeded, EngineOverloaded,
         EngineClosed, ConfigError for prompts or filters that do not fit.
         """
         ...
 
     async def swap(self, generation: Any, /) -> None:
-        """Serve later searches from another loaded generation; running ones end on theirs."""
+        """Make another loaded generation the live one; running searches end on theirs."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -79,7 +79,9 @@ def create_app(
     for router in (search.router, items.router, health.router, pages.router):
         app.include_router(router)
     _describe_problems(app)
-    _label_metrics(metrics, searcher)
+    for reason in DEGRADATIONS:
+        metrics.degraded.labels(reason)
+    metrics.observe(searcher, version("onesearch"))
     return app
 
 
@@ -99,17 +101,3 @@ def _describe_problems(app: FastAPI) -> None:
         return generate()
 
     app.openapi = openapi
-
-
-def _label_metrics(metrics: Metrics, searcher: Searcher) -> None:
-    for reason in DEGRADATIONS:
-        metrics.degraded.labels(reason)
-    metrics.observe_engine(searcher.engine_statistics)
-    serving = searcher.serving()
-    metrics.build.info(
-        {
-            "version": version("onesearch"),
-            "model_version": serving.model_version if serving else "",
-            "index_version": serving.index_version if serving else "",
-        }
-    )

@@ -1,8 +1,8 @@
 """Generations: a snapshot and a checkpoint that belong together, pinned while requests use them.
 
-A request pins the live generation once and reads everything from it, so no answer mixes two. A
-promoted generation takes over for new requests; the one before it is drained when its last pin is
-released.
+A request pins the live generation once and reads everything from it, the engine's weights too, so
+no answer mixes two. A promoted generation takes over for new requests; the one before it is drained
+when its last pin is released.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import orjson
 
+from decoding.native.runner import Runner
+from decoding.weights import DecoderWeights
 from index import artifact
 from index.errors import ArtifactError, ConfigError
 from index.rescoring import RescoringWeights
@@ -33,6 +35,8 @@ class Generation:
     checkpoint: Checkpoint
     prompts: QueryPrompts
     weights: RescoringWeights
+    runner: Runner | None = None
+    """What the native engine searches it with; None leaves that to the engine."""
 
     @classmethod
     def open(cls, snapshot: Path, checkpoint: Path, *, verify: bool = True) -> Generation:
@@ -68,6 +72,11 @@ class Generation:
         except ConfigError as error:
             raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
         return cls(snapshot, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
+
+    def with_runner(self) -> Generation:
+        """The same with the checkpoint's weights loaded. Raises ArtifactError for damaged ones."""
+        weights = DecoderWeights.from_directory(self.checkpoint.path)
+        return replace(self, runner=Runner(weights, self.snapshot.trie))
 
     @property
     def model_version(self) -> str:

@@ -1,20 +1,28 @@
 """Prometheus metrics of one gateway, on a registry of its own.
 
 Labels are bounded: routes are templates of this program (anything else is "other"), methods and
-degradations come from fixed lists, statuses are three-digit numbers that we send ourselves.
+degradations come from fixed lists, statuses are three-digit numbers that we send ourselves. What
+the engine counts and what is being served is read at each scrape.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from decoding.engine import EngineStats
 from server.headers import arrived
+from server.search import Searcher
 
 OTHER = "other"
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -26,6 +34,23 @@ _STAGE_BUCKETS_S = (
     *(0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02),
     *(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 )
+_Reading = tuple[str, Callable[[EngineStats], float]]
+_ENGINE_GAUGES: dict[str, _Reading] = {
+    "queued_prompts": ("Prompts that wait", lambda stats: stats.queued_prompts),
+    "queued_rows": ("Beam rows that wait", lambda stats: stats.queued_rows),
+    "running_prompts": ("Prompts of the present wave", lambda stats: stats.running_prompts),
+    "wave_seconds": ("Recent time of a wave, smoothed", lambda stats: stats.wave_s),
+}
+_ENGINE_COUNTERS: dict[str, _Reading] = {
+    "waves": ("Waves run", lambda stats: stats.waves),
+    "prompts": ("Prompts that were in a wave", lambda stats: stats.prompts),
+    "rows": ("Beam rows that were in a wave", lambda stats: stats.rows),
+    "expired": ("Prompts dropped past their deadline", lambda stats: stats.expired),
+    "shed": ("Prompts that the queue refused", lambda stats: stats.shed),
+    "cancelled": ("Prompts that nobody waited for any more", lambda stats: stats.cancelled),
+    "failed": ("Prompts that broke", lambda stats: stats.failed),
+    "swaps": ("Generations that went live after the first", lambda stats: stats.swaps),
+}
 
 
 class Metrics:
@@ -70,11 +95,10 @@ class Metrics:
             "History items that the catalogue does not have",
             registry=self.registry,
         )
-        self.build = Info("onesearch_build", "What is being served", registry=self.registry)
 
-    def observe_engine(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """Show the engine's statistics, read at each scrape."""
-        self.registry.register(EngineCollector(read))
+    def observe(self, searcher: Searcher, version: str) -> None:
+        """Show the searcher's engine, and beside this program's version what it serves."""
+        self.registry.register(SearcherCollector(searcher, version))
 
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
@@ -114,15 +138,24 @@ def route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", OTHER))
 
 
-class EngineCollector(Collector):
-    """Gauges read from the engine each time the metrics are scraped."""
+class SearcherCollector(Collector):
+    """Reads the searcher each time the metrics are scraped."""
 
-    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
-        self._read = read
+    def __init__(self, searcher: Searcher, version: str) -> None:
+        self._searcher = searcher
+        self._version = version
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """One gauge for each number of the engine's statistics."""
-        for name, value in self._read().items():
-            yield GaugeMetricFamily(
-                f"onesearch_engine_{name}", f"The engine's {name.replace('_', ' ')}", value=value
-            )
+    def collect(self) -> Iterable[Metric]:
+        """What is being served, empty while there is nothing; then the engine's numbers."""
+        serving = self._searcher.serving()
+        labels = {
+            "version": self._version,
+            "model_version": serving.model_version if serving else "",
+            "index_version": serving.index_version if serving else "",
+        }
+        yield InfoMetricFamily("onesearch_build", "What is being served", labels)
+        stats = self._searcher.engine_stats()
+        for name, (text, read) in _ENGINE_GAUGES.items():
+            yield GaugeMetricFamily(f"onesearch_engine_{name}", text, read(stats))
+        for name, (text, read) in _ENGINE_COUNTERS.items():
+            yield CounterMetricFamily(f"onesearch_engine_{name}", text, read(stats))

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
-from decoding.engine import Engine, Hypotheses, Prompt
+from decoding.engine import Engine, EngineStats, Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.items import ItemFilter
 from index.text import normalise
@@ -118,7 +118,7 @@ class Pipeline:
             if prepared.allowed is not None and prepared.allowed.n_items == 0:
                 found, hits, n_candidates = Found(None), list[Hit](), 0
             else:
-                found = await self._ask_engine(prepared, request_id, deadline)
+                found = await self._ask_engine(generation, prepared, request_id, deadline)
                 watch.lap("engine")
                 hits, n_candidates = await self._in_thread(
                     self._rank, generation, request, prepared, found
@@ -151,9 +151,17 @@ class Pipeline:
             live.model_version, live.index_version, live.simulated, len(live.snapshot.items)
         )
 
-    def engine_statistics(self) -> Mapping[str, float]:
+    def engine_stats(self) -> EngineStats:
         """The engine's counters."""
-        return asdict(self._engine.stats())
+        return self._engine.stats()
+
+    async def promote(self, generation: Generation) -> asyncio.Event:
+        """Answer new searches from another loaded generation, once it is warm in the engine.
+
+        Running searches end on theirs; the event is set when the last of them has.
+        """
+        await self._engine.swap(generation.runner)
+        return self._generations.promote(generation)
 
     async def close(self) -> None:
         """End the engine, then the threads."""
@@ -218,7 +226,9 @@ class Pipeline:
     def _count(self, cache: str, hit: bool) -> None:
         self._metrics.cache.labels(cache, "hit" if hit else "miss").inc()
 
-    async def _ask_engine(self, prepared: Prepared, request_id: str, deadline: float) -> Found:
+    async def _ask_engine(
+        self, generation: Generation, prepared: Prepared, request_id: str, deadline: float
+    ) -> Found:
         """The engine's hypotheses within its share of the time that is left."""
         left_s = deadline - time.monotonic()
         reserve_s = min(self._settings.ranking_reserve_s, left_s * RANKING_RESERVE_SHARE)
@@ -230,7 +240,11 @@ class Pipeline:
             # The engine keeps its deadline itself; the timeout is for one that does not.
             async with asyncio.timeout(engine_s + ENGINE_GRACE_S):
                 [hypotheses] = await self._engine.search(
-                    [prepared.prompt], prepared.beam_width, trie_filter, deadline - reserve_s
+                    [prepared.prompt],
+                    prepared.beam_width,
+                    trie_filter,
+                    deadline - reserve_s,
+                    generation=generation.runner,
                 )
         except (DeadlineExceeded, TimeoutError):
             return Found(None, ("engine_deadline",))

@@ -147,7 +147,7 @@ class SearchParameters(BaseModel):
 
 
 class Features(BaseModel):
-    """What an item's score is made of; `sid` is absent when the engine was not heard."""
+    """What an item's score is made of; `sid` is null when there was no beam."""
 
     sid: float | None
     dense: float
@@ -162,9 +162,11 @@ class Explanation(BaseModel):
     source: Literal["beam", "retrieval"]
     codes: list[int]
     level_log_probabilities: list[float] | None = Field(
-        description="one per level; null when the engine was not heard"
+        description="one per level; null when the hit comes from retrieval"
     )
-    branching: list[int] | None = Field(description="legal codes that each step chose from")
+    branching: list[int] | None = Field(
+        description="legal codes that each step chose from; null when the hit comes from retrieval"
+    )
     features: Features
     weights: Features
 

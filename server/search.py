@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from decoding.engine import EngineStats
 from server.schemas import Item, SearchRequest, SearchResponse
 
 
@@ -27,7 +27,7 @@ class Searcher(Protocol):
     ) -> SearchResponse:
         """Answer one request by `deadline` (monotonic seconds), degraded if need be.
 
-        Raises Problem where no answer can be given.
+        Raises Problem, or an error of `decoding.errors`, where no answer can be given.
         """
         ...
 
@@ -39,8 +39,8 @@ class Searcher(Protocol):
         """None while nothing can be answered."""
         ...
 
-    def engine_statistics(self) -> Mapping[str, float]:
-        """Numbers of the engine, for the metrics."""
+    def engine_stats(self) -> EngineStats:
+        """What the engine counts, for the metrics."""
         ...
 
     async def close(self) -> None:

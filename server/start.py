@@ -7,10 +7,7 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from decoding.engine import Engine
 from decoding.native.engine import NativeEngine
-from decoding.native.runner import Runner
-from decoding.weights import DecoderWeights
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
 from server.metrics import Metrics
@@ -30,12 +27,13 @@ async def start_pipeline(
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
     generation = await asyncio.to_thread(
-        Generation.open, snapshot, checkpoint, verify=settings.verify
+        load_generation, snapshot, checkpoint, verify=settings.verify
     )
-    engine = await start_engine(generation, settings)
+    assert generation.runner is not None
+    engine = NativeEngine(generation.runner, threads=settings.engine_threads)
     return Pipeline(
         Generations(generation),
-        engine,
+        await engine.start(),
         InMemoryUserContexts(settings.remembered_users, settings.remembered_items),
         settings,
         metrics,
@@ -43,8 +41,6 @@ async def start_pipeline(
     )
 
 
-async def start_engine(generation: Generation, settings: Settings) -> Engine:
-    """The native engine on the generation's weights, warm."""
-    weights = await asyncio.to_thread(DecoderWeights.from_directory, generation.checkpoint.path)
-    runner = Runner(weights, generation.snapshot.trie)
-    return await NativeEngine(runner, threads=settings.engine_threads).start()
+def load_generation(snapshot: Path, checkpoint: Path, *, verify: bool = True) -> Generation:
+    """A pair with its weights, as the native engine serves it. Raises like `Generation.open`."""
+    return Generation.open(snapshot, checkpoint, verify=verify).with_runner()

@@ -111,7 +111,7 @@ class NativeEngine:
 
     @property
     def runner(self) -> Runner:
-        """The runner that new searches are accepted for."""
+        """The live runner: it answers searches that name no other."""
         return self._runner
 
     async def search(
@@ -120,8 +120,10 @@ class NativeEngine:
         beam_width: int,
         filter: TrieFilter | None = None,
         deadline: float | None = None,
+        *,
+        generation: Runner | None = None,
     ) -> list[Hypotheses]:
-        runner = self._runner
+        runner = self._runner if generation is None else generation
         runner.check(prompts, beam_width, filter)
         if not prompts:
             return []
@@ -151,8 +153,8 @@ class NativeEngine:
         return request.answer()
 
     async def swap(self, generation: Runner, /) -> None:
-        """Warm `generation` up beside the live one, then take new searches for it. Searches that
-        were accepted before end on the old one, which is freed with the last of them."""
+        """Warm `generation` up beside the live one, then make it the live one. Searches that were
+        accepted before end on the old one, which is freed when nobody holds it any more."""
         await asyncio.to_thread(generation.warm_up)
         with self._wakeup:
             if self._closed:

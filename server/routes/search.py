@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.text import normalise
 from server.errors import Problem, invalid, request_id_of
 from server.gateway import gateway_of
@@ -55,7 +56,13 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
         limit = loop.time() + deadline - arrived(request.scope) + settings.response_slack_s
         async with asyncio.timeout_at(limit):
             found = await gateway.searcher.search(body, request_id_of(request.scope), deadline)
-    except TimeoutError:
+    except EngineOverloaded as error:
+        raise Problem(
+            "overloaded",
+            "the engine has more to do than it can",
+            retry_after_s=error.retry_after_s,
+        ) from None
+    except (TimeoutError, DeadlineExceeded):
         raise Problem(
             "deadline-exceeded",
             f"no answer within {timeout_s * 1000:.0f} ms",

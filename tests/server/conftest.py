@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,21 @@ class StubSearcher:
     def serving(self) -> Serving | None:
         return self.live
 
-    def engine_statistics(self) -> Mapping[str, float]:
-        return {"queued_prompts": 2.0}
+    def engine_stats(self) -> EngineStats:
+        return EngineStats(
+            queued_prompts=2,
+            queued_rows=20,
+            running_prompts=3,
+            waves=5,
+            prompts=40,
+            rows=400,
+            expired=6,
+            shed=7,
+            cancelled=8,
+            failed=9,
+            swaps=1,
+            wave_s=0.25,
+        )
 
     async def close(self) -> None: ...
 
@@ -83,6 +96,8 @@ class StubEngine:
         beam_width: int,
         filter: TrieFilter | None = None,
         deadline: float | None = None,
+        *,
+        generation: Any = None,
     ) -> list[Hypotheses]:
         self.prompts += prompts
         await asyncio.sleep(self.delay_s)

@@ -72,6 +72,22 @@ def test_without_the_engine_retrieval_answers_and_says_so(
     assert f'onesearch_degraded_total{{reason="{reason}"}} 1.0' in client.get("/metrics").text
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [(EngineOverloaded("full", 6.2), 503, "7"), (DeadlineExceeded("late"), 504, "1")],
+)
+def test_a_search_without_fallback_answers_with_the_engines_reason(
+    stub_client: Any, stub: Any, error: Exception, status: int, retry_after: str
+):
+    async def fail(_: Any) -> None:
+        raise error
+
+    stub.answer = fail
+    response = stub_client().post("/v1/search", json={"query": "x"})
+    assert [response.status_code, response.headers["retry-after"]] == [status, retry_after]
+    assert response.json()["type"] in ("/problems/overloaded", "/problems/deadline-exceeded")
+
+
 @pytest.mark.parametrize("timeout_ms", [10, 50, 300])
 def test_a_late_engine_is_not_waited_for(degraded_client: Any, stub_engine: Any, timeout_ms: int):
     stub_engine.delay_s = 5

@@ -176,6 +176,20 @@ async def test_swap_under_load_fails_nothing_and_mixes_nothing(make_decoder, mak
     assert engine.stats().failed == 0
 
 
+async def test_a_search_runs_on_the_generation_it_names(make_decoder, make_trie):
+    runners = [make_decoder(seed).runner(make_trie(seed, 200)) for seed in range(2)]
+    truth = [runner.search_batch([PROMPT], 8)[0] for runner in runners]
+    async with serving(runners[0]) as engine:
+        await engine.swap(runners[1])
+        named = (runners[0], None, runners[1], runners[0])
+        found = await asyncio.gather(
+            *(engine.search([PROMPT], 8, generation=runner) for runner in named)
+        )
+    for [result], place in zip(found, (0, 1, 1, 0), strict=True):
+        np.testing.assert_allclose(result.scores, truth[place].scores, atol=1e-3)
+        assert set(result.leaves.tolist()) == set(truth[place].leaves.tolist())
+
+
 async def test_close_answers_everyone(decoder, make_trie, monkeypatch):
     runner = decoder.runner(make_trie(0, 300))
     gate = Gate(runner, monkeypatch)
