@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import orjson
+import torch
 
 from decoding.native.runner import Runner
 from decoding.weights import DecoderWeights
@@ -73,9 +74,14 @@ class Generation:
             raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
         return cls(snapshot, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
 
-    def with_runner(self) -> Generation:
-        """The same with the checkpoint's weights loaded. Raises ArtifactError for damaged ones."""
-        weights = DecoderWeights.from_directory(self.checkpoint.path)
+    def with_runner(self, device: str = "cpu") -> Generation:
+        """The same with the checkpoint's weights loaded on `device`.
+
+        Raises ArtifactError for damaged weights, ConfigError for a device that is not there.
+        """
+        if device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"engine_device {device!r} is not there; use cpu")
+        weights = DecoderWeights.from_directory(self.checkpoint.path, device=device)
         return replace(self, runner=Runner(weights, self.snapshot.trie))
 
     @property

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     )
     engine: Literal["native", "vllm"] = "native"
 
+    engine_device: Literal["cpu", "cuda"] = "cpu"
     engine_threads: int | None = Field(
         None, ge=1, le=1024, description="threads of the native engine; torch's choice if not given"
     )

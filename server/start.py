@@ -27,7 +27,11 @@ async def start_pipeline(
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
     generation = await asyncio.to_thread(
-        load_generation, snapshot, checkpoint, verify=settings.verify
+        load_generation,
+        snapshot,
+        checkpoint,
+        verify=settings.verify,
+        device=settings.engine_device,
     )
     assert generation.runner is not None
     engine = NativeEngine(generation.runner, threads=settings.engine_threads)
@@ -41,6 +45,8 @@ async def start_pipeline(
     )
 
 
-def load_generation(snapshot: Path, checkpoint: Path, *, verify: bool = True) -> Generation:
+def load_generation(
+    snapshot: Path, checkpoint: Path, *, verify: bool = True, device: str = "cpu"
+) -> Generation:
     """A pair with its weights, as the native engine serves it. Raises like `Generation.open`."""
-    return Generation.open(snapshot, checkpoint, verify=verify).with_runner()
+    return Generation.open(snapshot, checkpoint, verify=verify).with_runner(device)
