@@ -119,7 +119,7 @@ def evaluate(
         per_query[name] = per_query_metrics(ranked, truth)
         table[name] = _summary(per_query[name], resamples)
         table[name]["candidates"] = float(np.mean(counts))
-        table[name]["latency_ms"] = _latency(name, searchers, texts)
+        table[name]["latency_ms"] = _latency(name, searchers, texts, round(float(np.mean(counts))))
         if name.startswith("generative"):
             table[name]["legal_rate"] = legal_rate(searchers.snapshot, answers.hypotheses)
     return {
@@ -249,9 +249,12 @@ def _embedded(searchers: Searchers, texts: Sequence[str]) -> _Answers:
 
 
 def _ranker(
-    name: str, searchers: Searchers, answers: _Answers
+    name: str, searchers: Searchers, answers: _Answers, fixed_budget: int | None = None
 ) -> Callable[[int], tuple[IntArray, int]]:
-    """query number → (ranked rows, number of candidates)."""
+    """query number → (ranked rows, number of candidates).
+
+    `fixed_budget`: candidate items of codec_only where there is no beam to count them from.
+    """
     snapshot = searchers.snapshot
     texts, embeddings, hypotheses = answers.texts, answers.embeddings, answers.hypotheses
 
@@ -266,7 +269,10 @@ def _ranker(
         return found.rows, len(found.rows)
 
     def codec_only(i: int) -> tuple[IntArray, int]:
-        budget = len(candidates_of(snapshot, hypotheses[i].leaves, hypotheses[i].scores).rows)
+        budget = fixed_budget
+        if budget is None:
+            beam = hypotheses[i]
+            budget = len(candidates_of(snapshot, beam.leaves, beam.scores).rows)
         found = _codec_candidates(searchers, answers, i, budget)
         ranked = rank_candidates(snapshot, searchers.codec_weights, texts[i], embeddings[i], found)
         return ranked.rows, len(ranked.rows)
@@ -305,7 +311,7 @@ def _ranker(
 def _codec_candidates(searchers: Searchers, answers: _Answers, i: int, budget: int) -> Candidates:
     """Items of the SIDs nearest by centroid, the first `budget` of them."""
     snapshot = searchers.snapshot
-    wanted = max(CODEC_LEAVES_MARGIN * len(answers.hypotheses[i]), 1)
+    wanted = max(CODEC_LEAVES_MARGIN * searchers.beam_width, 1)
     while True:
         leaves, scores = snapshot.candidate_sids(answers.embeddings[i], wanted)
         found = candidates_of(snapshot, leaves, scores)
@@ -350,16 +356,21 @@ def _differences(
     }
 
 
-def _latency(name: str, searchers: Searchers, texts: Sequence[str]) -> dict[str, float]:
-    """Milliseconds a query, one at a time, from its text to ranked rows."""
+def _latency(
+    name: str, searchers: Searchers, texts: Sequence[str], budget: int
+) -> dict[str, float]:
+    """Milliseconds a query, one at a time, from its text to ranked rows.
+
+    codec_only runs no decoder here: its budget of candidate items is the mean one.
+    """
     durations: list[float] = []
     for text in texts[:LATENCY_QUERIES]:
         started = time.perf_counter()
-        if name.startswith("generative") or name == "codec_only":
+        if name.startswith("generative"):
             one = answer(searchers, [text])
         else:
             one = _embedded(searchers, [text])
-        _ranker(name, searchers, one)(0)
+        _ranker(name, searchers, one, budget)(0)
         durations.append(1000 * (time.perf_counter() - started))
     p50, p99 = np.percentile(durations, [50, 99])
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
