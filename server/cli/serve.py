@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,9 @@ from server.settings import DEFAULT_CHAMPION, Settings
 
 if TYPE_CHECKING:
     from server.gateway import Gateway
+
+HEAD_BYTES = 64 * 1024
+"""Of a request's line and headers."""
 
 
 def serve(
@@ -66,8 +70,20 @@ def run_server(settings: Settings) -> None:
     from server.generation import chosen_paths
 
     snapshot, checkpoint = chosen_paths(settings)
-    with bind(settings.host, settings.port) as listener:
-        asyncio.run(_serve(settings, snapshot, checkpoint, listener))
+    with (
+        bind(settings.host, settings.port) as listener,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        runner.run(_serve(settings, snapshot, checkpoint, listener))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed (it has no Windows build), else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -130,6 +146,9 @@ async def _serve(
     server = DrainingServer(
         uvicorn.Config(
             app,
+            # Uvicorn would take httptools where it finds it, with which heads have no limit.
+            http="h11",
+            h11_max_incomplete_event_size=HEAD_BYTES,
             log_config=None,
             access_log=False,
             server_header=False,

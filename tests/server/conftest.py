@@ -18,7 +18,7 @@ import uvicorn
 from decoding.engine import EngineStats, Hypotheses, Prompt
 from index.trie import TrieFilter
 from server.app import create_app
-from server.cli.serve import bind
+from server.cli.serve import bind, loop_factory
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
 from server.logs import make_logger
@@ -129,11 +129,16 @@ class StubEngine:
 def serving(app: Any) -> Generator[str, None, None]:
     """Serve an ASGI application; the base URL."""
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+    config = uvicorn.Config(
+        app, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=2
     )
+    server = uvicorn.Server(config)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+    thread = threading.Thread(target=run, daemon=True)
     port = listener.getsockname()[1]
     thread.start()
     try:

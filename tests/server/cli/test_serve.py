@@ -1,5 +1,6 @@
 """`onesearch serve` as a process: starts, answers, drains, ends."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from index.errors import ConfigError
-from server.cli.serve import bind
+from server.cli.serve import HEAD_BYTES, bind, loop_factory
 
 STARTING_S = 60
 
@@ -68,6 +69,27 @@ def test_ctrl_c_ends_at_once_with_130(server: tuple[Any, str]):
         wait_until_ready(client)
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
+
+
+def test_a_head_without_end_is_refused(server: tuple[Any, str]):
+    _, url = server
+    where = httpx.URL(url)
+    with socket.create_connection((where.host, where.port), 10) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nx-endless: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                connection.sendall(b"a" * HEAD_BYTES)
+            pytest.fail("4 MiB of one header were taken")
+
+
+def test_the_loop_is_uvloops_where_it_is_installed(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("uvloop")
+    factory = loop_factory()
+    assert factory is not None
+    with contextlib.closing(factory()) as loop:
+        assert type(loop).__module__.startswith("uvloop")
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loop_factory() is None
 
 
 def test_a_port_in_use_and_hosts_that_are_not_ours():
