@@ -104,4 +104,8 @@ def _stated(source: Path) -> dict[str, Any]:
         raise DataError(f"is not valid JSON: {error}", path=path) from None
     if not isinstance(facts, dict):
         raise DataError("must be a JSON object", path=path)
-    return cast(dict[str, Any], facts)
+    stated = cast(dict[str, Any], facts)
+    grade = stated.get("relevant_from")
+    if grade is not None and (isinstance(grade, bool) or not isinstance(grade, int | float)):
+        raise DataError(f"{grade!r} is no number", path=path, field="relevant_from")
+    return stated

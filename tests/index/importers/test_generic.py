@@ -363,3 +363,14 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         peaks.append(peak_megabytes(path, tmp_path / f"d{rows}"))
     assert sizes[1] - sizes[0] > 50
     assert peaks[1] - peaks[0] < 25
+
+
+@pytest.mark.parametrize("stated", ['"high"', "true", "[1]"])
+def test_a_stated_relevant_grade_must_be_a_number(tmp_path: Path, stated: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "items.jsonl").write_text('{"item_id": "1", "title": "desk"}\n')
+    (source / "dataset.json").write_text(f'{{"relevant_from": {stated}}}')
+    with pytest.raises(DataError, match="relevant_from"):
+        import_dataset("jsonl", source, tmp_path / "dataset")
+    assert not (tmp_path / "dataset").exists()
