@@ -92,12 +92,14 @@ def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
     recover(path)
     manifest_path = path / MANIFEST
     try:
-        raw = cast(dict[str, Any], orjson.loads(manifest_path.read_bytes()))
+        raw = orjson.loads(manifest_path.read_bytes())
     except FileNotFoundError:
         reason = "is not there" if not path.exists() else f"has no {MANIFEST}"
         raise ArtifactError(f"{kind} {path} {reason}") from None
     except orjson.JSONDecodeError as error:
         raise ArtifactError(f"{manifest_path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict) or not _is_listing(raw.get("files", {})):
+        raise ArtifactError(f"{manifest_path} is no manifest of this program; it is damaged")
     if raw.get("kind") != kind:
         raise ArtifactError(f"{path} is a {raw.get('kind')}, expected a {kind}")
     if raw.get("format_version") != FORMAT_VERSION:
@@ -105,6 +107,9 @@ def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
             f"{path} has format version {raw.get('format_version')}, this program reads "
             f"{FORMAT_VERSION}; build it again"
         )
+    missing = [key for key in ("files", "version", "created") if key not in raw]
+    if missing:
+        raise ArtifactError(f"{manifest_path} has no {missing[0]!r}; it is damaged")
     files = cast(dict[str, dict[str, Any]], raw["files"])
     for name, facts in files.items():
         _check_file(path / name, facts, with_hash=verify)
@@ -144,6 +149,18 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_listing(files: Any) -> bool:
+    """Whether a manifest's `files` has the shape {relative path: {sha256, bytes}}."""
+    return isinstance(files, dict) and all(
+        isinstance(facts, dict)
+        and isinstance(facts.get("bytes"), int)
+        and isinstance(facts.get("sha256"), str)
+        and not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        for name, facts in cast(dict[str, Any], files).items()
+    )
 
 
 def _check_file(path: Path, facts: dict[str, Any], *, with_hash: bool) -> None:

@@ -115,3 +115,21 @@ def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -
     assert (tmp_path / "x/inner/a.txt").read_text() == "old"
     publish(tmp_path / "x", "newer", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        '"text"',
+        '{"kind": "thing", "format_version": 1, "files": []}',
+        '{"kind": "thing", "format_version": 1, "files": {"a": 1}}',
+        '{"kind": "thing", "format_version": 1, "files": {"../a": {"bytes": 1, "sha256": "x"}}}',
+        '{"kind": "thing", "format_version": 1, "files": {}}',
+    ],
+)
+def test_a_manifest_of_another_shape_is_named(tmp_path: Path, manifest: str) -> None:
+    publish(tmp_path / "x")
+    (tmp_path / "x/manifest.json").write_text(manifest)
+    with pytest.raises(ArtifactError, match=r"manifest\.json .*damaged"):
+        artifact.read(tmp_path / "x", "thing")
