@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.text import normalise
+from server.disconnect import CLIENT_GONE_STATUS, ClientGone, while_connected
 from server.errors import Problem, invalid, request_id_of
 from server.gateway import gateway_of
 from server.headers import arrived
@@ -55,7 +56,12 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
         # The loop's clock is time.monotonic, but only its documentation of `time()` is a promise.
         limit = loop.time() + deadline - arrived(request.scope) + settings.response_slack_s
         async with asyncio.timeout_at(limit):
-            found = await gateway.searcher.search(body, request_id_of(request.scope), deadline)
+            found = await while_connected(
+                request.receive,
+                gateway.searcher.search(body, request_id_of(request.scope), deadline),
+            )
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE_STATUS)
     except EngineOverloaded as error:
         raise Problem(
             "overloaded",
