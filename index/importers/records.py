@@ -12,7 +12,9 @@ import codecs
 import csv
 import gzip
 import io
+import threading
 import zlib
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,10 @@ import pyarrow.parquet as pq
 from index.errors import DataError
 
 MAX_LINE_BYTES = 16 << 20
+# A quoted CSV cell may hold newlines; a record beyond these bounds is taken for a stray quote.
+MAX_RECORD_LINES = 64
+MAX_RECORD_CHARACTERS = 1 << 20
+MAX_SHOWN_CHARACTERS = 200
 PARQUET_BATCH_ROWS = 2_048
 SUFFIXES = {
     "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
@@ -33,6 +39,7 @@ SUFFIXES = {
     "parquet": (".parquet",),
 }
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_FIELD_LIMIT_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +90,8 @@ def read_columns(path: Path, kind: str, *, delimiter: str | None = None) -> list
             return None
         case "csv":
             with open_bytes(path) as file:
-                _, header = next(_records(path, file, delimiter or _default_delimiter(path)))
-                if header is None:
-                    raise DataError("the header line cannot be read", path=path, row=1)
-                return header
+                records = _records(path, file, delimiter or _default_delimiter(path))
+                return _header(path, next(records))
         case _:
             with _parquet(path) as file:
                 return list(file.schema_arrow.names)
@@ -124,48 +129,158 @@ def _json_row(place: Place, line: bytes) -> SourceRow | BadRow:
 def _csv_rows(path: Path, delimiter: str) -> Iterator[SourceRow | BadRow]:
     with open_bytes(path) as file:
         records = _records(path, file, delimiter)
-        _, header = next(records)
-        for number, cells in records:
+        header = _header(path, next(records))
+        for record in records:
+            if isinstance(record, BadRow):
+                yield record
+                continue
+            number, cells = record
             place = Place(path, number)
-            if cells is None:
-                yield BadRow(place, "malformed CSV")
-            elif len(cells) != len(header or ()):
-                yield BadRow(place, "wrong number of columns", delimiter.join(cells)[:200])
-            elif not all(map(_is_clean, cells)):
-                text = delimiter.join(cells).encode("utf-8", "surrogateescape")
-                yield BadRow(place, "invalid UTF-8", text[:200].decode("utf-8", "replace"))
+            if all(map(_is_clean, cells)):
+                yield SourceRow(place, dict(zip(header, cells, strict=True)))
             else:
-                yield SourceRow(place, dict(zip(header or (), cells, strict=True)))
+                yield BadRow(place, "invalid UTF-8", _shown(delimiter.join(cells)))
 
 
-def _records(path: Path, file: IO[bytes], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
-    """(line, cells) of each CSV record, header first; None where it cannot be parsed.
+def _header(path: Path, record: tuple[int, list[str]] | BadRow) -> list[str]:
+    if isinstance(record, BadRow):
+        message = f"the header line cannot be read: {record.reason}"
+        raise DataError(message, path=path, row=record.place.line)
+    return record[1]
 
-    Bytes that are not UTF-8 are kept as surrogates, so that they spoil one record only.
+
+class _BadRecordError(Exception):
+    """The lines at hand make no record; the text is the reason."""
+
+
+class _RecordLines:
+    """Decoded lines for csv.reader, which can be taken back.
+
+    `record` holds (number, text) of the lines handed out since `begin`. csv.reader asks for a
+    second line only inside a quoted field, so where none may follow, the quote was never closed.
     """
-    start = 1
 
-    def text_lines() -> Iterator[str]:
-        for number, line in _lines(file):
+    def __init__(self, file: IO[bytes]) -> None:
+        self._source = _lines(file)
+        self._pending: deque[tuple[int, str | None]] = deque()
+        self._characters = 0
+        self.record: list[tuple[int, str]] = []
+
+    def begin(self) -> None:
+        self._characters = 0
+        self.record = []
+
+    def take_back(self) -> None:
+        """Hand out all but the first line of the record again."""
+        self._pending.extendleft(reversed(self.record[1:]))
+        del self.record[1:]
+
+    def __iter__(self) -> _RecordLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._pending.popleft() if self._pending else self._read()
+        if not self.record:
             if line is None:
-                raise DataError(f"line longer than {MAX_LINE_BYTES} bytes", path=path, row=number)
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+                raise StopIteration
+            number, text = line
+            self.record.append((number, text or ""))
+            self._characters = len(text or "")
+            if text is None:
+                raise _BadRecordError("line too long")
+            return text
+        if line is None:
+            raise _BadRecordError("unclosed quote")
+        number, text = line
+        self._characters += len(text or "")
+        too_long = self._characters > MAX_RECORD_CHARACTERS or len(self.record) >= MAX_RECORD_LINES
+        if text is None or too_long:
+            self._pending.appendleft(line)
+            raise _BadRecordError("unclosed quote")
+        self.record.append((number, text))
+        return text
 
-    reader = csv.reader(text_lines(), delimiter=delimiter)
-    empty = True
+    def _read(self) -> tuple[int, str | None] | None:
+        number, line = next(self._source, (0, None))
+        if line is None:
+            return (number, None) if number else None
+        # Bytes that are not UTF-8 are kept as surrogates, so that they spoil one record only.
+        return number, line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+
+
+def _records(
+    path: Path, file: IO[bytes], delimiter: str
+) -> Iterator[tuple[int, list[str]] | BadRow]:
+    """(line, cells) of each CSV record, header first, all as wide as the header.
+
+    A record of several lines that turns out wrong was most likely opened by a stray quote: it costs
+    its first line, and reading goes on at the line after that one.
+    """
+    lines = _RecordLines(file)
+    # Strict, so that a stray quote that meets the opening quote of a later row is an error.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    width = 0
     while True:
+        lines.begin()
+        reason = ""
+        cells: list[str] = []
         try:
-            cells = next(reader)
+            cells = _next_cells(reader)
         except StopIteration:
             break
+        except _BadRecordError as error:
+            reason = str(error)
         except csv.Error:
-            cells = None
-        if cells != []:
-            empty = False
+            if len(lines.record) > 1:
+                reason = "unclosed quote"
+            else:
+                cells, reason = _lenient_cells(lines.record[0][1], delimiter)
+        if not cells and not reason:
+            continue
+        if width and not reason and len(cells) != width:
+            reason = "wrong number of columns"
+        start, first_line = lines.record[0]
+        if reason:
+            lines.take_back()
+            yield BadRow(Place(path, start), reason, _shown(first_line))
+        else:
+            width = width or len(cells)
             yield start, cells
-        start = reader.line_num + 1
-    if empty:
+    if not width:
         raise DataError("the file is empty; a header line was expected", path=path)
+
+
+def _lenient_cells(line: str, delimiter: str) -> tuple[list[str], str]:
+    """Cells of one line with text after a closing quote ("5" pipe), or the reason against it."""
+
+    def only() -> Iterator[str]:
+        yield line
+        raise _BadRecordError("unclosed quote")
+
+    try:
+        return _next_cells(csv.reader(only(), delimiter=delimiter)), ""
+    except _BadRecordError as error:
+        return [], str(error)
+    except csv.Error:
+        return [], "malformed CSV"
+
+
+def _next_cells(reader: Iterator[list[str]]) -> list[str]:
+    """The next record, whatever the length of its cells.
+
+    The csv module has one limit for the whole process; it is lifted for this call only.
+    """
+    with _FIELD_LIMIT_LOCK:
+        before = csv.field_size_limit(MAX_LINE_BYTES + MAX_RECORD_CHARACTERS)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(before)
+
+
+def _shown(text: str) -> str:
+    shown = text[:MAX_SHOWN_CHARACTERS].encode("utf-8", "surrogateescape")
+    return shown.decode("utf-8", "replace").strip()
 
 
 def _is_clean(cell: str) -> bool:

@@ -1,15 +1,19 @@
 """Readers: good rows come through, bad rows are named, unreadable files raise."""
 
+import csv
 import gzip
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from index.errors import DataError
 from index.importers import records
-from index.importers.records import BadRow, SourceRow, read_columns, read_rows
+from index.importers.records import BadRow, Place, SourceRow, read_columns, read_rows
 
 
 def read(path: Path, kind: str, **options: str) -> list[tuple[int, object]]:
@@ -41,9 +45,17 @@ def test_a_line_over_the_limit_is_skipped(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 500 + '"}\n{"a": 2}\n')
     assert read(path, "jsonl") == [(1, {"a": 1}), (2, "line too long"), (3, {"a": 2})]
-    path.write_text("a\n" + "x" * 500 + "\n")
-    with pytest.raises(DataError, match="line longer"):
-        read(path, "csv")
+    path.write_text("a\n" + "x" * 500 + '\n2\n"' + "x" * 500 + '\n"3\n4\n')
+    assert read(path, "csv") == [
+        (2, "line too long"),
+        (3, {"a": "2"}),
+        (4, "line too long"),
+        (5, "unclosed quote"),
+        (6, {"a": "4"}),
+    ]
+    path.write_text("x" * 500 + "\n1\n")
+    with pytest.raises(DataError, match="row 1: the header line cannot be read: line too long"):
+        read_columns(path, "csv")
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -63,13 +75,98 @@ def test_csv(tmp_path: Path) -> None:
     assert read_columns(path, "csv") == ["id", "title"]
 
 
-def test_an_open_quote_spoils_its_record_only(tmp_path: Path) -> None:
+def test_a_stray_quote_costs_its_own_line_only(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
+    path.write_text('id,title\n1,a\n2,"stray\n3,item 3\n4,item 4\n')
+    rows = list(read_rows(path, "csv"))
+    assert rows[1] == BadRow(Place(path, 3), "unclosed quote", '2,"stray')
+    assert [row.values["id"] for row in rows if isinstance(row, SourceRow)] == ["1", "3", "4"]
     filler = "".join(f"{n},filler\n" for n in range(20_000))
     path.write_text('id,title\n1,"open\n' + filler + "last,row\n")
-    rows = read(path, "csv")
-    assert rows[0] == (2, "malformed CSV")
-    assert rows[-1][1] == {"id": "last", "title": "row"}
+    found = read(path, "csv")
+    assert found[0] == (2, "unclosed quote")
+    assert found[1:] == [
+        *((n + 3, {"id": str(n), "title": "filler"}) for n in range(20_000)),
+        (20_003, {"id": "last", "title": "row"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("next_row", "reason", "title"),
+    [
+        ('3,"item 3"', "unclosed quote", "item 3"),  # meets the opening quote of a good row
+        ('3,"item, 3"', "unclosed quote", "item, 3"),
+        ('3,item 3",x', "wrong number of columns", None),
+    ],
+)
+def test_a_stray_quote_that_another_row_closes(
+    tmp_path: Path, next_row: str, reason: str, title: str | None
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'id,title\n2,"stray\n{next_row}\n4,item 4\n')
+    assert read(path, "csv") == [
+        (2, reason),
+        (3, {"id": "3", "title": title} if title else "wrong number of columns"),
+        (4, {"id": "4", "title": "item 4"}),
+    ]
+
+
+def test_quoted_newlines_up_to_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv"
+    text = "\n" * (records.MAX_RECORD_LINES - 1)
+    path.write_text(f'id,title\n1,"{text}"\n2,b\n')
+    assert read(path, "csv") == [
+        (2, {"id": "1", "title": text}),
+        (2 + records.MAX_RECORD_LINES, {"id": "2", "title": "b"}),
+    ]
+    path.write_text(f'id,title\n1,"\n{text}"\n2,b\n')
+    assert read(path, "csv")[0] == (2, "unclosed quote")
+    assert read(path, "csv")[-1][1] == {"id": "2", "title": "b"}
+    monkeypatch.setattr(records, "MAX_RECORD_CHARACTERS", 20)
+    path.write_text('id,title\n1,"12345678\n1234567890\n2,b\n')
+    assert read(path, "csv") == [
+        (2, "unclosed quote"),
+        (3, "wrong number of columns"),
+        (4, {"id": "2", "title": "b"}),
+    ]
+
+
+def test_text_after_a_closing_quote_is_kept_within_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,title\n1,"5" pipe\n2,"5" pipe",x\n"3"x,"open\n4,a\n')
+    assert read(path, "csv") == [
+        (2, {"id": "1", "title": "5 pipe"}),
+        (3, "wrong number of columns"),
+        (4, "unclosed quote"),
+        (5, {"id": "4", "title": "a"}),
+    ]
+    path.write_text('id,"title\n1,a\n')
+    with pytest.raises(DataError, match="row 1: the header line cannot be read: unclosed quote"):
+        read(path, "csv")
+
+
+@given(
+    st.lists(
+        st.tuples(st.text('ab",\n', max_size=6), st.text('ab",\n', max_size=6)),
+        max_size=8,
+    )
+)
+def test_what_csv_writes_is_read_back(rows: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+            writer.writerows([("x", "y"), *rows])
+        assert [values for _, values in read(path, "csv")] == [{"x": x, "y": y} for x, y in rows]
+
+
+def test_cells_beyond_the_csv_module_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    limit = csv.field_size_limit()
+    text = "x" * (limit + 1)
+    path.write_text(f"id,title\n1,{text}\n2,b\n")
+    assert read(path, "csv") == [(2, {"id": "1", "title": text}), (3, {"id": "2", "title": "b"})]
+    assert csv.field_size_limit() == limit
 
 
 def test_delimiters(tmp_path: Path) -> None:
