@@ -1,7 +1,7 @@
 """The ASGI application: middleware, error handlers and routes around one `Searcher`.
 
-A request passes, outermost first: RequestIds → ServerTiming → SecurityHeaders → RequestMetrics →
-AccessLog → UnexpectedErrors → BodyLimit → Admission → routes.
+A request passes, outermost first: RequestIds → ServerTiming → Draining → SecurityHeaders →
+RequestMetrics → AccessLog → UnexpectedErrors → BodyLimit → Admission → routes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from server import errors
 from server.gateway import Gateway
-from server.headers import RequestIds, SecurityHeaders, ServerTiming
+from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import Admission, BodyLimit
 from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, RequestMetrics
@@ -61,6 +61,7 @@ def create_app(
         middleware=[
             Middleware(RequestIds),
             Middleware(ServerTiming),
+            Middleware(Draining, draining=lambda: gateway.draining),
             Middleware(SecurityHeaders),
             Middleware(RequestMetrics, metrics=metrics),
             Middleware(AccessLog, log=log, with_queries=settings.log_queries),

@@ -213,13 +213,20 @@ def _validation_problem(request: Request, problems: Sequence[Mapping[str, Any]])
     first = problems[0]
     if first["type"] == "json_invalid":
         return Problem("malformed-request", "the body is not valid JSON")
-    if tuple(first["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
+    if tuple(first["loc"]) == ("body",) and not _declares_json(request):
         return Problem("unsupported-media-type", "send Content-Type: application/json")
     places = [_place(problem) for problem in problems[:MAX_PLACES]]
     detail = f"{places[0].place}: {places[0].problem}"
     if len(problems) > 1:
         detail += f" (and {len(problems) - 1} more)"
     return Problem("invalid-request", detail, places=places)
+
+
+def _declares_json(request: Request) -> bool:
+    """application/json or application/*+json: what FastAPI parses; other bodies stay bytes."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, form = media_type.partition("/")
+    return kind == "application" and (form == "json" or form.endswith("+json"))
 
 
 def _place(problem: Mapping[str, Any]) -> Place:

@@ -2,6 +2,7 @@
 
 RequestIds       X-Request-ID: the client's if it is sane, else a new one
 ServerTiming     Server-Timing: the pipeline's stages and the total
+Draining         Connection: close once the process is told to end
 SecurityHeaders  nosniff, no framing, no referrer; a Content-Security-Policy unless the page set one
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -70,6 +71,22 @@ class ServerTiming:
             await send(message)
 
         await self._app(scope, receive, send_with_timing)
+
+
+class Draining:
+    """Connection: close while `draining()`, so that clients go elsewhere next."""
+
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._draining():
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_with_close)
 
 
 class SecurityHeaders:

@@ -134,7 +134,7 @@ class Pipeline:
             index_version=generation.index_version,
             degraded=list(found.degraded),
             complete=len(hits) == request.limit,
-            notes=_notes(request, prepared, len(hits)),
+            notes=_notes(request, prepared, len(hits), knows=_knows(generation, prepared)),
             simulated=generation.simulated,
             timings_ms=watch.stop(),
         )
@@ -286,8 +286,16 @@ def item_filter(request: SearchRequest) -> ItemFilter:
     )
 
 
-def _notes(request: SearchRequest, prepared: Prepared, n_hits: int) -> list[str]:
+def _knows(generation: Generation, prepared: Prepared) -> bool:
+    """Whether encoder or lexical index know anything of the query."""
+    lexical = generation.snapshot.lexical
+    return bool(prepared.embedding.any()) or lexical.upper_bound(prepared.query) > 0
+
+
+def _notes(request: SearchRequest, prepared: Prepared, n_hits: int, *, knows: bool) -> list[str]:
     notes: list[str] = []
+    if not knows:
+        notes.append("nothing in the query is known to this catalogue; the hits are only guesses")
     if prepared.unknown_history:
         notes.append(f"history items not in the catalogue: {prepared.unknown_history}")
     if n_hits == request.limit:
@@ -296,7 +304,8 @@ def _notes(request: SearchRequest, prepared: Prepared, n_hits: int) -> list[str]
     if allowed is not None and allowed.n_items == 0:
         notes.append("no item passes the filters")
     elif allowed is not None and allowed.n_items == n_hits:
-        notes.append(f"only {n_hits} items pass the filters")
+        notes.append(f"only {n_hits} {'item passes' if n_hits == 1 else 'items pass'} the filters")
     else:
-        notes.append(f"only {n_hits} items were found; a larger beam_width finds more")
+        were = "item was" if n_hits == 1 else "items were"
+        notes.append(f"only {n_hits} {were} found; a larger beam_width finds more")
     return notes

@@ -13,12 +13,14 @@ from server.schemas import Status, problem_responses
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model_exclude_none=True, summary="Is the process alive")
 async def livez() -> Status:
     """Answers as long as the event loop turns."""
     return Status(status="ok")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=problem_responses(503), summary="Should requests be sent here")
 async def readyz(request: Request) -> Status:
     """503 while nothing is loaded and while the process is about to end."""

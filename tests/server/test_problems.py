@@ -96,6 +96,34 @@ def test_other_media_types(plain: httpx.Client):
 
 
 @pytest.mark.parametrize(
+    ("media_type", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/search+json", 200),
+        ("text/notjson", 415),
+        ("text/json", 415),
+        ("application/jsonp", 415),
+        ("application/x; of=application/json", 415),
+    ],
+)
+def test_only_json_is_taken_for_json(plain: httpx.Client, media_type: str, status: int):
+    response = plain.post(SEARCH, content=b'{"query": "x"}', headers={"content-type": media_type})
+    assert response.status_code == status
+    if status == 415:
+        check_problem(response, "unsupported-media-type")
+
+
+def test_probes_take_head(stub_client: Any, stub: Any):
+    client = stub_client()
+    assert [client.head(path).status_code for path in ("/livez", "/readyz")] == [200, 200]
+    stub.live = None
+    response = client.head("/readyz")
+    assert [response.status_code, response.content] == [503, b""]
+    assert client.head("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
     "parameters",
     [{}, {"query": "x", "limit": "many"}, {"query": "x", "unknown": 1}, {"query": "\0"}],
 )

@@ -88,6 +88,23 @@ def test_a_filter_that_leaves_nothing_is_an_empty_answer(tiny: httpx.Client):
     assert answer["notes"] == ["no item passes the filters"]
 
 
+def test_a_query_of_which_nothing_is_known_says_so(tiny: httpx.Client):
+    note = "nothing in the query is known to this catalogue; the hits are only guesses"
+    assert note in search(tiny, query="🪑🪑🪑", limit=3)["notes"]
+    assert search(tiny, query="desk 🪑", limit=3)["notes"] == []
+
+
+def test_one_item_is_not_items(tiny: httpx.Client):
+    notes = search(tiny, query="desk", beam_width=1)["notes"]
+    assert not any("1 items" in note for note in notes)
+    everything = search(tiny, query="desk", limit=100, beam_width=1024)["hits"]
+    prices = sorted(hit["price"] for hit in everything if hit["price"] is not None)
+    [lowest, second] = prices[:2]
+    if lowest < second:
+        notes = search(tiny, query="desk", filters={"price_max": lowest})["notes"]
+        assert notes == ["only 1 item passes the filters"]
+
+
 def test_unknown_history_is_ignored_and_said(tiny: httpx.Client):
     answer = search(tiny, query="desk", history=["i1", "nope", "neither"])
     assert "history items not in the catalogue: 2" in answer["notes"]

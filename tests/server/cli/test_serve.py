@@ -54,12 +54,14 @@ def test_it_answers_drains_on_sigterm_and_ends_with_0(server: tuple[Any, str]):
     process, url = server
     with httpx.Client(base_url=url, timeout=STARTING_S) as client:
         wait_until_ready(client)
+        assert "connection" not in client.get("/livez").headers
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         response = client.get("/readyz")
         assert [response.status_code, response.json()["type"]] == [503, "/problems/not-ready"]
         answer = client.post("/v1/search", json={"query": "red desk"})
         assert answer.status_code == 200
+        assert response.headers["connection"] == answer.headers["connection"] == "close"
     assert process.wait(10) == 0
 
 
