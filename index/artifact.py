@@ -60,11 +60,14 @@ def create(path: Path, kind: str, *, overwrite: bool = False) -> Generator[Draft
     """
     path = Path(path).absolute()
     recover(path)
-    check_free(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    check_free(path, kind, overwrite=overwrite)
     draft_path = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-    draft_path.mkdir()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        draft_path.mkdir()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from None
     draft = Draft(draft_path)
     try:
         yield draft
@@ -75,11 +78,24 @@ def create(path: Path, kind: str, *, overwrite: bool = False) -> Generator[Draft
         raise
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """Raises ArtifactError when `path` exists and may not be replaced. Long work asks first."""
-    if path.exists() and not overwrite:
+def check_free(path: Path, kind: str, *, overwrite: bool) -> None:
+    """Raises ArtifactError when `path` exists and may not be replaced. Long work asks first.
+
+    Only a directory of the same kind is ever replaced, whatever `overwrite` says.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
         raise ArtifactError(
             f"{path} already exists; choose another name, or replace it with --overwrite"
+        )
+    try:
+        found = orjson.loads((path / MANIFEST).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        found = None
+    if not isinstance(found, dict) or cast(dict[str, Any], found).get("kind") != kind:
+        raise ArtifactError(
+            f"{path} is no {kind}, so it is not replaced; choose another name or remove it yourself"
         )
 
 
@@ -96,6 +112,8 @@ def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
     except FileNotFoundError:
         reason = "is not there" if not path.exists() else f"has no {MANIFEST}"
         raise ArtifactError(f"{kind} {path} {reason}") from None
+    except NotADirectoryError:
+        raise ArtifactError(f"{path} is a file; a {kind} is a directory") from None
     except orjson.JSONDecodeError as error:
         raise ArtifactError(f"{manifest_path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict) or not _is_listing(raw.get("files", {})):

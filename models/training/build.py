@@ -22,6 +22,7 @@ from index.dataset import Dataset
 from index.encoder import ConcatenatedEncoder, TextEncoder
 from index.errors import DataError
 from index.fusion import fuse
+from index.snapshot import KIND as SNAPSHOT_KIND
 from index.snapshot import Snapshot
 from models.training.codec import (
     CodecSettings,
@@ -73,7 +74,7 @@ def build_snapshot(
     `report(phase, done, total, loss)` is called as work goes on.
     """
     tell = report or _silent
-    artifact.check_free(path, overwrite=overwrite)
+    artifact.check_free(path, SNAPSHOT_KIND, overwrite=overwrite)
     if dataset.items.num_rows == 0:
         raise DataError("the dataset has no items; import a catalogue first", path=dataset.path)
     material = read_material(dataset)

@@ -97,6 +97,8 @@ def evaluate(
     if unknown:
         known = ", ".join(METHODS + EXTRA_METHODS)
         raise ConfigError(f"unknown method {unknown[0]!r}; there are {known}")
+    if not methods:
+        raise ConfigError(f"no method to evaluate; there are {', '.join(METHODS + EXTRA_METHODS)}")
     if not relevant:
         raise ConfigError("no query has a relevant item; check --relevant-from and the item ids")
     texts = list(relevant)

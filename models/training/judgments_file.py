@@ -15,7 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index.errors import DataError
+from index.errors import ConfigError, DataError
 from index.items import ItemTable
 
 COLUMNS = ("query", "item_id", "grade")
@@ -32,6 +32,8 @@ class JudgmentsFile(NamedTuple):
 
 def read_judgments(path: Path, relevant_from: float, items: ItemTable) -> JudgmentsFile:
     """Read and resolve item ids. Raises DataError naming file, row and field."""
+    if not math.isfinite(relevant_from):
+        raise ConfigError(f"--relevant-from {relevant_from} is no grade; give a finite number")
     table = _read(path)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:

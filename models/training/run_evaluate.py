@@ -29,7 +29,7 @@ def run_evaluate(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The report of `onesearch evaluate`. Raises ArtifactError when the two do not fit."""
-    snapshot = Snapshot.open(snapshot_path, verify=False)
+    snapshot = Snapshot.open(snapshot_path)
     checkpoint = Checkpoint.open(checkpoint_path)
     searchers = searchers_of(snapshot, checkpoint, beam_width)
     found = judgments(snapshot)

@@ -22,6 +22,7 @@ from index.dataset import Dataset
 from index.errors import ArtifactError, ConfigError
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
+from models.checkpoint import KIND as CHECKPOINT_KIND
 from models.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint, start_from
 from models.prompt import PromptBuilder, PromptSettings, prompt_text
 from models.query import QueryPrompts
@@ -136,11 +137,17 @@ def runner_of(model: Qwen3, tokenizer: Tokenizer, snapshot: Snapshot) -> Runner:
 
 
 def _check_belongs(run: SftRun) -> None:
-    artifact.check_free(run.checkpoint, overwrite=run.overwrite)
+    artifact.check_free(run.checkpoint, CHECKPOINT_KIND, overwrite=run.overwrite)
     if len(run.snapshot.items) != run.dataset.items.num_rows:
         raise ArtifactError(
             f"snapshot {run.snapshot.path} has {len(run.snapshot.items)} items, dataset "
             f"{run.dataset.path} has {run.dataset.items.num_rows}; build the snapshot from it"
+        )
+    if run.dataset.version not in run.snapshot.manifest.get("parents", []):
+        raise ArtifactError(
+            f"snapshot {run.snapshot.path} was not built from dataset {run.dataset.path} (version "
+            f"{run.dataset.version}); with another split it may know the test queries: "
+            "build the snapshot from this dataset"
         )
     ids = run.dataset.items.column("item_id").to_pylist()
     if run.snapshot.items.item_ids(np.arange(len(ids))) != ids:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from index import artifact
 from index.dataset import Dataset
-from index.errors import DataError
+from index.errors import ConfigError, DataError
 from index.importers.formats import FORMATS, Imported, import_dataset
 from index.importers.mapping import Mapping, load_mapping
 from index.validation import Validation, validate_dataset
@@ -94,11 +94,14 @@ def export_judgments_command(
     dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
     file: Annotated[Path, typer.Argument(help="CSV file to write: query, item_id, grade.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
     """Write the judgments of one split to FILE, as `onesearch evaluate` reads them."""
+    if file.exists() and not overwrite:
+        raise ConfigError(f"{file} already exists; choose another name or use --overwrite")
     opened = Dataset.open(dataset)
     table = opened.judgments_of(split)
     if table.num_rows == 0:

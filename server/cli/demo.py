@@ -38,6 +38,8 @@ def demo(
     ] = True,
 ) -> None:
     """Build a simulated shop, train on it and serve it. Ready in minutes, then in seconds."""
+    if serve:
+        _check_port(host, port)
     started = time.monotonic()
     console = Console(stderr=True, highlight=False)
     shop, dataset = directory / "shop", directory / "dataset"
@@ -72,6 +74,15 @@ def demo(
                 None, snapshot=snapshot, checkpoint=checkpoint, engine=None, port=port, host=host
             )
         )
+
+
+def _check_port(host: str | None, port: int | None) -> None:
+    """Better now than after minutes of training. Raises ConfigError when the port is taken."""
+    from server import settings as settings_of
+    from server.cli.serve import bind
+
+    settings = settings_of.load(None, port=port, host=host)
+    bind(settings.host, settings.port).close()
 
 
 def _import(shop: Path, dataset: Path, share: float) -> None:

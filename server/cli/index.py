@@ -84,7 +84,7 @@ def stats(
     from index.snapshot import Snapshot
 
     import_module(ENCODER_KINDS)
-    opened = Snapshot.open(snapshot, verify=False)
+    opened = Snapshot.open(snapshot)
     facts = {
         **opened.report,
         "layout": list(opened.layout.level_sizes),
@@ -127,7 +127,7 @@ def codecs(
     from models.training.codec_table import codec_table
 
     import_module(ENCODER_KINDS)
-    rows = codec_table(Dataset.open(dataset), Snapshot.open(snapshot, verify=False))
+    rows = codec_table(Dataset.open(dataset), Snapshot.open(snapshot))
     if as_json:
         typer.echo(orjson.dumps({"rows": rows}, option=orjson.OPT_SERIALIZE_NUMPY).decode())
         return

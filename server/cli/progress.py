@@ -124,7 +124,9 @@ def parse_layout(text: str, *, balance: bool, seed: int) -> CodecSettings | None
         )
     if min(residual + product) < 2:
         raise ConfigError(f"--layout {text!r}: every level needs at least 2 codes")
-    return CodecSettings(residual, product, balance_third_level=balance, seed=seed)
+    settings = CodecSettings(residual, product, balance_third_level=balance, seed=seed)
+    _ = settings.layout  # Raises ConfigError for sizes that no SID can hold.
+    return settings
 
 
 def open_extra_encoders(

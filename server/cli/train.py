@@ -78,7 +78,7 @@ def sft(
     given = {name: value for name, value in chosen.items() if value is not None}
     run = SftRun(
         Dataset.open(dataset),
-        Snapshot.open(snapshot, verify=False),
+        Snapshot.open(snapshot),
         checkpoint,
         init=init,
         settings=replace(SftSettings(), **given),

@@ -133,3 +133,28 @@ def test_a_manifest_of_another_shape_is_named(tmp_path: Path, manifest: str) -> 
     (tmp_path / "x/manifest.json").write_text(manifest)
     with pytest.raises(ArtifactError, match=r"manifest\.json .*damaged"):
         artifact.read(tmp_path / "x", "thing")
+
+
+def test_overwrite_replaces_directories_of_its_own_kind_only(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/p.jpg").write_text("precious")
+    publish(tmp_path / "other")
+    for name, kind in [("photos", "thing"), ("other", "snapshot")]:
+        with (
+            pytest.raises(ArtifactError, match="so it is not replaced"),
+            artifact.create(tmp_path / name, kind, overwrite=True),
+        ):
+            pass
+    assert (tmp_path / "photos/p.jpg").read_text() == "precious"
+    assert artifact.read(tmp_path / "other", "thing")
+
+
+def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="is a file"):
+        artifact.read(tmp_path / "file", "thing")
+    with (
+        pytest.raises(ArtifactError, match="cannot be written"),
+        artifact.create(tmp_path / "file" / "x", "thing"),
+    ):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,18 @@ def test_a_snapshot_of_another_catalogue_is_refused(shop: Path, tmp_path: Path) 
     import_dataset("jsonl", tmp_path / "source", tmp_path / "dataset")
     run = replace(tiny_run(shop, tmp_path / "x"), dataset=Dataset.open(tmp_path / "dataset"))
     with pytest.raises(ArtifactError, match="build the snapshot from it"):
+        run_sft(run)
+
+
+def test_a_snapshot_of_another_split_is_refused(shop: Path, tmp_path: Path) -> None:
+    """The same items with one judgment less: the encoder may know what is now a test query."""
+    source = tmp_path / "source"
+    shutil.copytree(shop / "source", source)
+    lines = (source / "judgments.jsonl").read_text().splitlines()
+    (source / "judgments.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    import_dataset("jsonl", source, tmp_path / "dataset")
+    run = replace(tiny_run(shop, tmp_path / "x"), dataset=Dataset.open(tmp_path / "dataset"))
+    with pytest.raises(ArtifactError, match="was not built from dataset"):
         run_sft(run)
 
 
