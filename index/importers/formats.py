@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +82,7 @@ def import_dataset(
         stated = _stated(source)
         draft.manifest.update(
             source=stated.get("source", kind),
-            simulated=bool(stated.get("simulated", False)),
+            simulated=stated.get("simulated", False),
             relevant_from=stated.get("relevant_from", RELEVANT_FROM.get(kind)),
             queries_derived=kind == "amazon",
             summary=summary.to_json(),
@@ -93,7 +94,7 @@ def import_dataset(
 def _stated(source: Path) -> dict[str, Any]:
     """What a source folder says of itself in dataset.json: `source`, `simulated`, `relevant_from`.
 
-    Raises DataError when the file is there and is no JSON object.
+    Raises DataError when the file is there and is no JSON object, or an entry has the wrong type.
     """
     path = source / SOURCE_FACTS
     if not path.is_file():
@@ -105,7 +106,26 @@ def _stated(source: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise DataError("must be a JSON object", path=path)
     stated = cast(dict[str, Any], facts)
-    grade = stated.get("relevant_from")
-    if grade is not None and (isinstance(grade, bool) or not isinstance(grade, int | float)):
-        raise DataError(f"{grade!r} is no number", path=path, field="relevant_from")
+    for field, fits, wanted in (
+        ("source", _is_text, "text"),
+        ("simulated", _is_boolean, "true or false"),
+        ("relevant_from", _is_finite_number, "a finite number"),
+    ):
+        if field in stated and not fits(stated[field]):
+            message = f"must be {wanted}, not {json.dumps(stated[field])[:200]}"
+            raise DataError(message, path=path, field=field)
     return stated
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_finite_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # false for nan, and for integers beyond any float

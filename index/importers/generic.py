@@ -45,7 +45,7 @@ def import_table(
     delimiter: str | None = None,
 ) -> None:
     """Hand every row of one file to the intake, under canonical field names."""
-    rows = read_rows(path, kind, delimiter=delimiter)
+    rows = read_rows(path, kind, delimiter=delimiter, columns=_used(table, mapping))
     declared = read_columns(path, kind, delimiter=delimiter)
     if declared is None:
         first = list(islice(rows, PROBED_ROWS))
@@ -138,5 +138,9 @@ def _check_columns(
 
 
 def _ignored(table: str, mapping: TableMapping, available: list[str]) -> list[str]:
-    used = {mapping.column(field) for field in FIELDS[table]} | set(mapping.attributes.values())
+    used = _used(table, mapping)
     return [column for column in available if column not in used]
+
+
+def _used(table: str, mapping: TableMapping) -> set[str]:
+    return {mapping.column(field) for field in FIELDS[table]} | set(mapping.attributes.values())

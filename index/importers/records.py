@@ -15,7 +15,7 @@ import io
 import threading
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +68,15 @@ class BadRow:
 
 
 def read_rows(
-    path: Path, kind: str, *, delimiter: str | None = None
+    path: Path,
+    kind: str,
+    *,
+    delimiter: str | None = None,
+    columns: Collection[str] | None = None,
 ) -> Iterator[SourceRow | BadRow]:
     """Rows of a file. `kind` is a key of SUFFIXES; `delimiter` is for CSV (default: by suffix).
 
+    With `columns`, a Parquet file is read no further than these; the text formats give all.
     Raises DataError when the file is missing, damaged (a cut gzip stream, no Parquet) or UTF-16.
     """
     match kind:
@@ -80,7 +85,7 @@ def read_rows(
         case "csv":
             yield from _csv_rows(path, delimiter or (_default_delimiter(path)))
         case _:
-            yield from _parquet_rows(path)
+            yield from _parquet_rows(path, columns)
 
 
 def read_columns(path: Path, kind: str, *, delimiter: str | None = None) -> list[str] | None:
@@ -293,11 +298,12 @@ def _is_clean(cell: str) -> bool:
     return True
 
 
-def _parquet_rows(path: Path) -> Iterator[SourceRow | BadRow]:
+def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[SourceRow | BadRow]:
     with _parquet(path) as file:
+        wanted = [n for n in file.schema_arrow.names if columns is None or n in columns]
         number = 0
         try:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=wanted):
                 yield from _batch_rows(path, batch, number)
                 number += batch.num_rows
         except (pa.ArrowException, OSError) as error:
@@ -307,9 +313,14 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow | BadRow]:
 def _batch_rows(path: Path, batch: pa.RecordBatch, before: int) -> Iterator[SourceRow | BadRow]:
     try:
         rows = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        # UTF-8 that is none, and times that Python's types cannot hold.
         if batch.num_rows == 1:
-            yield BadRow(Place(path, before + 1), "invalid UTF-8")
+            place = Place(path, before + 1)
+            if isinstance(error, UnicodeDecodeError):
+                yield BadRow(place, "invalid UTF-8")
+            else:
+                yield BadRow(place, "unreadable value", _shown(str(error)))
             return
         for row in range(batch.num_rows):
             yield from _batch_rows(path, batch.slice(row, 1), before + row)
@@ -321,7 +332,7 @@ def _batch_rows(path: Path, batch: pa.RecordBatch, before: int) -> Iterator[Sour
 @contextmanager
 def _parquet(path: Path) -> Generator[pq.ParquetFile, None, None]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
     except (pa.ArrowException, OSError) as error:

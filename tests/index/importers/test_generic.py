@@ -365,12 +365,48 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 25
 
 
-@pytest.mark.parametrize("stated", ['"high"', "true", "[1]"])
-def test_a_stated_relevant_grade_must_be_a_number(tmp_path: Path, stated: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "stated"),
+    [
+        *(("relevant_from", value) for value in ('"high"', "true", "[1]", "NaN", "1e999", "null")),
+        ("relevant_from", "1" + "0" * 400),
+        *(("simulated", value) for value in ('"false"', "0", "null")),
+        *(("source", value) for value in ("1", '""', "null")),
+    ],
+)
+def test_stated_facts_must_be_of_their_type(tmp_path: Path, field: str, stated: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "items.jsonl").write_text('{"item_id": "1", "title": "desk"}\n')
-    (source / "dataset.json").write_text(f'{{"relevant_from": {stated}}}')
-    with pytest.raises(DataError, match="relevant_from"):
+    (source / "dataset.json").write_text(f'{{"{field}": {stated}}}')
+    with pytest.raises(DataError, match=rf"dataset\.json, field '{field}': must be"):
         import_dataset("jsonl", source, tmp_path / "dataset")
     assert not (tmp_path / "dataset").exists()
+
+
+def test_a_stray_quote_in_a_csv_is_reported_and_swallows_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "items.csv"
+    source.write_text('item_id,price,title\n1,1,a\n2,2,"stray\n3,3,item 3\n4,4,item 4\n')
+    imported = import_dataset("csv", source, tmp_path / "dataset")
+    assert [item["item_id"] for item in items_of(imported)] == ["1", "3", "4"]
+    (line,) = rejected(imported.path)
+    assert (line["line"], line["reason"], line["value"]) == (3, "unclosed quote", '2,2,"stray')
+    with pytest.raises(DataError, match=r"items\.csv, row 3: unclosed quote"):
+        import_dataset("csv", source, tmp_path / "other", strict=True)
+
+
+def test_an_endless_csv_cell_is_cut(tmp_path: Path) -> None:
+    source = tmp_path / "items.csv"
+    source.write_text(f"item_id,title,description\n1,desk,{'x' * 200_000}\n")
+    imported = import_dataset("csv", source, tmp_path / "dataset")
+    assert imported.summary.warnings == {"items": {"description: too long, cut": 1}}
+
+
+def test_parquet_columns_that_nothing_maps_are_not_read(tmp_path: Path) -> None:
+    source = tmp_path / "items.parquet"
+    columns = {"sku": ["1"], "title": ["desk"], "made": pa.array([1], pa.timestamp("ns"))}
+    pq.write_table(pa.table(columns), source)
+    mapping = parse_mapping({"items": {"item_id": "sku"}})
+    imported = import_dataset("parquet", source, tmp_path / "dataset", mapping=mapping)
+    assert [item["item_id"] for item in items_of(imported)] == ["1"]
+    assert imported.summary.notes == ["items.parquet: columns not used: made"]

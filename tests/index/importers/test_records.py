@@ -4,6 +4,7 @@ import csv
 import gzip
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from index.importers import records
 from index.importers.records import BadRow, Place, SourceRow, read_columns, read_rows
 
 
-def read(path: Path, kind: str, **options: str) -> list[tuple[int, object]]:
+def read(path: Path, kind: str, **options: Any) -> list[tuple[int, object]]:
     """(line, values or reason) of each row."""
     return [
         (row.place.line, row.values if isinstance(row, SourceRow) else row.reason)
@@ -195,6 +196,27 @@ def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1, 2], "tags": [["x"], None]}), path)
     assert read(path, "parquet") == [(1, {"id": 1, "tags": ["x"]}), (2, {"id": 2, "tags": None})]
     assert read_columns(path, "parquet") == ["id", "tags"]
+
+
+def test_parquet_values_that_python_cannot_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    days = pa.array([0, 10**9, 2], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"id": [1, 2, 3], "day": days}), path)
+    rows = list(read_rows(path, "parquet"))
+    assert [row.reason for row in rows if isinstance(row, BadRow)] == ["unreadable value"]
+    assert rows[1].place.line == 2
+    assert read(path, "parquet", columns=["id"]) == [(n, {"id": n}) for n in (1, 2, 3)]
+
+
+def test_a_damaged_parquet_page_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": list(range(1_000))})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[2_000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: cannot be read"):
+        read(path, "parquet")
 
 
 def test_parquet_with_one_bad_text(tmp_path: Path) -> None:
