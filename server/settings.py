@@ -66,7 +66,7 @@ class Settings(BaseSettings):
 
     engine_device: Literal["cpu", "cuda"] = "cpu"
     engine_threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of the native engine; torch's choice if not given"
+        None, ge=1, le=1024, description="threads of the native engine; half the cores if not given"
     )
 
     beam_width: int = Field(DEFAULT_BEAM_WIDTH, ge=1, le=1024, description="when not asked for")

@@ -8,6 +8,7 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from decoding.native.engine import NativeEngine
+from decoding.native.runner import default_threads
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
 from server.metrics import Metrics
@@ -34,7 +35,8 @@ async def start_pipeline(
         device=settings.engine_device,
     )
     assert generation.runner is not None
-    engine = NativeEngine(generation.runner, threads=settings.engine_threads)
+    threads = settings.engine_threads or default_threads()
+    engine = NativeEngine(generation.runner, threads=threads)
     return Pipeline(
         Generations(generation),
         await engine.start(),

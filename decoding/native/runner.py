@@ -6,6 +6,7 @@ hot swap replaces the whole runner.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,15 @@ from index.trie import Trie, TrieFilter
 
 DEFAULT_BUDGET_ROWS = 2048
 WARM_UP_WIDTH = 4
+
+
+def default_threads() -> int:
+    """Threads for single searches: half the cores.
+
+    A second thread per core gains little on such small matrices, and one that has to wait for a
+    busy core makes every product wait: on two cores the 99th percentile grew tenfold and more.
+    """
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def _never() -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from decoding.native.runner import Runner
+import torch
+
+from decoding.native.runner import Runner, default_threads
 from decoding.weights import DecoderWeights
 from index.errors import ArtifactError
 from index.rescoring import RescoringWeights
@@ -29,6 +31,7 @@ def run_evaluate(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The report of `onesearch evaluate`. Raises ArtifactError when the two do not fit."""
+    torch.set_num_threads(default_threads())
     snapshot = Snapshot.open(snapshot_path)
     checkpoint = Checkpoint.open(checkpoint_path)
     searchers = searchers_of(snapshot, checkpoint, beam_width)

@@ -23,6 +23,9 @@ EXIT_BUG = 1
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 DEBUG_VARIABLE = "ONESEARCH_DEBUG"
+# Single searches multiply small matrices: a pool of BLAS threads beside the engine's only makes
+# them wait for each other. Read by OpenBLAS when it is loaded, so it is set before any import.
+SERIAL_BLAS = {"serve", "evaluate"}
 # Typer's own errors about arguments: their common base has no public name.
 _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 
@@ -117,6 +120,8 @@ def options(
 
 def run() -> None:
     """Entry point of the `onesearch` program."""
+    if SERIAL_BLAS & set(sys.argv[1:2]):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main(sys.argv[1:]))
 
 

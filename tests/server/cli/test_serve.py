@@ -19,6 +19,11 @@ from index.errors import ConfigError
 from server.cli.serve import HEAD_BYTES, bind, loop_factory
 
 STARTING_S = 60
+# A test run in the background inherits an ignored SIGINT; the server under test must not.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from server.cli.main import run; run()"
+)
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def server(tiny_pair: Any, tmp_path: Path) -> Generator[tuple[Any, str], None, N
     config.write_text("drain_s = 0.6\nengine_threads = 1\n")
     process = subprocess.Popen(
         [
-            *(sys.executable, "-c", "from server.cli.main import run; run()", "serve"),
+            *(sys.executable, "-c", START, "serve"),
             *("--snapshot", tiny_pair.snapshot, "--checkpoint", tiny_pair.checkpoint),
             *("--port", "0", "--config", config),
         ],
