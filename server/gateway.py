@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import Request
 from structlog.typing import FilteringBoundLogger
 
-from server.doorkeeper import Doorkeeper
 from server.errors import Problem
 from server.metrics import Metrics
 from server.search import Searcher, Serving
@@ -23,10 +22,6 @@ class Gateway:
     metrics: Metrics
     log: FilteringBoundLogger
     draining: bool = False
-    door: Doorkeeper = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.door = Doorkeeper(self.settings.worker_threads)
 
     def serving(self) -> Serving:
         """What is being served; a 503 Problem while there is nothing."""

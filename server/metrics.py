@@ -82,9 +82,7 @@ class Metrics:
             "onesearch_in_flight", "Requests under /v1 being answered", registry=self.registry
         )
         self.shed = Counter(
-            "onesearch_shed",
-            "Requests refused by the admission limit, or as too late for their deadline",
-            registry=self.registry,
+            "onesearch_shed", "Requests refused by the admission limit", registry=self.registry
         )
         self.cache = Counter(
             "onesearch_cache",

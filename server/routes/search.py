@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -13,7 +12,7 @@ from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.text import normalise
 from server.disconnect import CLIENT_GONE_STATUS, ClientGone, while_connected
 from server.errors import Problem, invalid, request_id_of
-from server.gateway import Gateway, gateway_of
+from server.gateway import gateway_of
 from server.headers import arrived
 from server.schemas import SearchParameters, SearchRequest, SearchResponse, problem_responses
 
@@ -56,13 +55,11 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
     try:
         # The loop's clock is time.monotonic, but only its documentation of `time()` is a promise.
         limit = loop.time() + deadline - arrived(request.scope) + settings.response_slack_s
-        _check_door(gateway, limit - loop.time())
-        with gateway.door.enter() as inside:
-            async with asyncio.timeout_at(limit):
-                found = await while_connected(
-                    request.receive,
-                    gateway.searcher.search(body, request_id_of(request.scope), deadline),
-                )
+        async with asyncio.timeout_at(limit):
+            found = await while_connected(
+                request.receive,
+                gateway.searcher.search(body, request_id_of(request.scope), deadline),
+            )
     except ClientGone:
         return Response(status_code=CLIENT_GONE_STATUS)
     except EngineOverloaded as error:
@@ -72,14 +69,11 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
             retry_after_s=error.retry_after_s,
         ) from None
     except (TimeoutError, DeadlineExceeded):
-        gateway.door.learn(time.monotonic() - arrived(request.scope), inside)
         raise Problem(
             "deadline-exceeded",
             f"no answer within {timeout_s * 1000:.0f} ms",
             retry_after_s=settings.retry_after_s,
         ) from None
-    took_s = time.monotonic() - arrived(request.scope)
-    gateway.door.learn(took_s - found.timings_ms.get("engine", 0.0) / 1000, inside)
     for reason in found.degraded:
         gateway.metrics.degraded.labels(reason).inc()
     request.scope["onesearch.timings_ms"] = found.timings_ms
@@ -92,17 +86,6 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
         "index_version": found.index_version,
     }
     return Response(found.model_dump_json(), media_type="application/json")
-
-
-def _check_door(gateway: Gateway, left_s: float) -> None:
-    """A 503 Problem for a search that would only be late."""
-    if gateway.door.expected_s() > left_s:
-        gateway.metrics.shed.inc()
-        raise Problem(
-            "overloaded",
-            "there is more to do than can be done within the time allowed",
-            retry_after_s=gateway.settings.retry_after_s,
-        )
 
 
 def _check_query(query: str, max_characters: int, place: str) -> None:

@@ -44,50 +44,6 @@ def test_more_requests_than_admitted_get_503_at_once(stub_client: Any, stub: Any
     assert client.post("/v1/search", json={"query": "x"}).status_code == 200
 
 
-def test_what_could_only_be_late_is_refused_at_once(stub_client: Any, stub: Any):
-    free = asyncio.Semaphore(4)
-
-    async def slow(_: Any) -> None:
-        async with free:
-            await asyncio.sleep(0.05)
-
-    stub.answer = slow
-    client = stub_client(retry_after_s=3)
-
-    def search(_: int) -> list[tuple[httpx.Response, float]]:
-        answers: list[tuple[httpx.Response, float]] = []
-        with httpx.Client(base_url=client.base_url, timeout=10) as own:
-            for _ in range(8):
-                started = time.perf_counter()
-                response = own.post("/v1/search", json={"query": "x", "timeout_ms": 200})
-                answers.append((response, time.perf_counter() - started))
-        return answers
-
-    with ThreadPoolExecutor(40) as threads:
-        answers = [answer for some in threads.map(search, range(40)) for answer in some]
-    refused = [(response, took) for response, took in answers if response.status_code == 503]
-    assert len(refused) > len(answers) / 2
-    assert all(response.headers["retry-after"] == "3" for response, _ in refused)
-    assert sorted(took for _, took in refused)[len(refused) // 2] < 0.2
-    statuses = [response.status_code for response, _ in answers]
-    assert statuses.count(200) > 0
-    assert client.post("/v1/search", json={"query": "x", "timeout_ms": 200}).status_code == 200
-
-
-def test_an_idle_server_refuses_nothing_however_slow_it_was(stub_client: Any, stub: Any):
-    async def slow(_: Any) -> None:
-        await asyncio.sleep(0.2)
-
-    stub.answer = slow
-    client = stub_client()
-    for _ in range(5):
-        response = client.post("/v1/search", json={"query": "x", "timeout_ms": 10})
-        assert response.status_code == 504
-    stub.answer = None
-    assert client.post("/v1/search", json={"query": "x", "timeout_ms": 500}).status_code == 200
-    assert "onesearch_shed_total 0.0" in client.get("/metrics").text
-
-
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
