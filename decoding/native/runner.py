@@ -34,7 +34,7 @@ def default_threads() -> int:
     """Threads for single searches: half the cores.
 
     A second thread per core gains little on such small matrices, and one that has to wait for a
-    busy core makes every product wait: on two cores the 99th percentile grew tenfold and more.
+    busy core makes every product wait with it.
     """
     return max(1, (os.cpu_count() or 1) // 2)
 
