@@ -19,6 +19,7 @@ computed when first asked for.
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from index.arrays import open_array, save_arrays
@@ -155,18 +155,18 @@ class Trie:
             "node_counts": self.node_counts,
             "child_shifts": [starts.shift for starts in self.starts],
         }
-        (directory / _FACTS).write_bytes(orjson.dumps(facts))
+        (directory / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
     @classmethod
     def open(cls, directory: Path) -> Trie:
         """Memory-map a saved trie. Raises ArtifactError when files are missing or do not agree."""
         directory = Path(directory)
         try:
-            facts = cast(dict[str, Any], orjson.loads((directory / _FACTS).read_bytes()))
+            facts = cast(dict[str, Any], json.loads((directory / _FACTS).read_bytes()))
             layout = SidLayout.from_json(facts["layout"])
             shifts = [int(shift) for shift in facts["child_shifts"]]
             counts = [int(count) for count in facts["node_counts"]]
-        except (OSError, KeyError, orjson.JSONDecodeError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{directory} has no readable {_FACTS}: {error}") from None
         codes = tuple(open_array(directory / f"codes_{level}.npy") for level in range(len(counts)))
         starts = tuple(

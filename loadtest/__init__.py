@@ -1,0 +1,1 @@
+"""Load tests over HTTP, and benchmarks of parts (`bench/`). Nothing else imports this."""

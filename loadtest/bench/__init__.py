@@ -1,0 +1,1 @@
+"""`onesearch bench`: our parts beside their peers, interleaved in one run."""
