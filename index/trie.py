@@ -233,6 +233,34 @@ class Trie:
         nodes = np.asarray(nodes, dtype=np.int64)
         return self.starts[level].at(nodes), self.starts[level].at(nodes + 1)
 
+    @property
+    def added(self) -> tuple[()]:
+        """Nothing: what `index.live.trie.LiveTrie` adds to a trie has no part here."""
+        return ()
+
+    def codes_at(self, level: int, nodes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Codes of nodes of a level, int64."""
+        return self.codes[level][nodes].astype(np.int64)
+
+    def child_with_code(
+        self, level: int, parents: Nodes, wanted: NDArray[np.integer[Any]]
+    ) -> Nodes:
+        """The node of `level` below each parent (node of `level - 1`; any number for the root)
+        that has the wanted code, int64; -1 where there is none."""
+        if level:
+            low, high = self.children(level - 1, parents)
+        else:
+            low = np.zeros(len(parents), dtype=np.int64)
+            high = np.full(len(parents), self.node_counts[0], dtype=np.int64)
+        codes = self.codes[level]
+        node = _lower_bound(codes, low, high, wanted)
+        found = (node < high) & (codes[np.minimum(node, high - 1)] == wanted)
+        return np.where(found, node, -1)
+
+    def parents(self, level: int, nodes: NDArray[np.integer[Any]]) -> Nodes:
+        """Parent (a node of `level - 1`, `level` ≥ 1) of each node of a level, int64."""
+        return self.starts[level - 1].position_of(np.asarray(nodes, dtype=np.int64))
+
     def leaf_ranges(self, level: int, nodes: NDArray[np.integer[Any]]) -> tuple[Nodes, Nodes]:
         """First leaf and end of leaves of nodes of `level`, int64; follows the starts downwards."""
         first = np.asarray(nodes, dtype=np.int64)
@@ -243,20 +271,15 @@ class Trie:
 
     def find(self, keys: NDArray[np.uint64] | Sequence[int]) -> Nodes:
         """Leaf of each key, int64 (n,); -1 where the SID is not legal."""
-        wanted = self.layout.unpack(np.asarray(keys, dtype=np.uint64))
-        found = np.ones(len(wanted), dtype=np.bool_)
-        if not self.n_leaves:
-            return np.full(len(wanted), -1, dtype=np.int64)
-        low = np.zeros(len(wanted), dtype=np.int64)
-        high = np.full(len(wanted), self.node_counts[0], dtype=np.int64)
-        node = low
-        for level, codes in enumerate(self.codes):
-            if level:
-                low, high = self.children(level - 1, node)
-            node = _lower_bound(codes, low, high, wanted[:, level])
-            found &= (node < high) & (codes[np.minimum(node, high - 1)] == wanted[:, level])
-            node = np.where(found, node, 0)
         packed = np.asarray(keys, dtype=np.uint64)
+        if not self.n_leaves:
+            return np.full(len(packed), -1, dtype=np.int64)
+        wanted = self.layout.unpack(packed)
+        node = np.zeros(len(wanted), dtype=np.int64)
+        found = np.ones(len(wanted), dtype=np.bool_)
+        for level in range(self.layout.levels):
+            node = self.child_with_code(level, np.maximum(node, 0), wanted[:, level])
+            found &= node >= 0
         if (used := sum(self.layout.bits)) < 64:
             found &= packed >> np.uint64(used) == 0
         return np.where(found, node, -1)
@@ -347,7 +370,7 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _lower_bound(codes: Codes, low: Nodes, high: Nodes, wanted: NDArray[np.int32]) -> Nodes:
+def _lower_bound(codes: Codes, low: Nodes, high: Nodes, wanted: NDArray[np.integer[Any]]) -> Nodes:
     """For each run [low, high) of sorted codes the first position not below the wanted code."""
     low, high = low.copy(), high.copy()
     while bool(np.any(low < high)):

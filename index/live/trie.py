@@ -1,0 +1,281 @@
+"""A trie and the few SIDs that it does not have: what is searched while the catalogue changes.
+
+The base trie stays as it is. Of the SIDs added since, the prefixes that the base does not know
+become *added nodes*. On each level the base's nodes keep the numbers 0..n - 1 and added nodes are
+n, n + 1, ...; a prefix that the base knows is never added, so no node exists twice. Added leaf i is
+leaf `base.n_leaves + i`. Numbers of added nodes hold for one `LiveTrie` only.
+
+An added SID shares its first `depth` levels with the base, `depth` < L; its nodes from that level
+on are added ones. With the added SIDs ordered by falling depth, then by key, the added nodes of
+level l are the distinct prefixes of those with depth ≤ l, a suffix of that order. Their parents
+are numbered in the same order, so each parent's added children are one run.
+
+Node numbers follow SID order among base nodes, and among the added children of one parent; they do
+not across the two. Whoever breaks ties by SID order compares parents first, then codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import ConfigError
+from index.sid import SidLayout
+from index.trie import Nodes, Trie, TrieFilter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AddedNodes:
+    """The added nodes of one level l.
+
+    `parents`: int64 (p,), ascending, the nodes of level l - 1 (base or added) that have added
+    children; for l = 0 the root, 0, or nothing. `starts`: int64 (p + 1,), the run of each parent in
+    `codes`: uint16 (d,), ascending within a run. Node `base count + i` of the level is `codes[i]`.
+    """
+
+    parents: Nodes
+    starts: Nodes
+    codes: NDArray[np.uint16]
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTrie:
+    """A base trie with added SIDs. Immutable; safe to share between threads.
+
+    `added_keys`: uint64 (n,), `depth`: int64 (n,), `base_node`: int64 (n,), one per added leaf: the
+    packed SID, how many levels of it the base knows, and the base's node there (0 for depth 0).
+    Use `of` and `extended`; they keep the order that the head of this module describes.
+    """
+
+    base: Trie
+    added_keys: NDArray[np.uint64]
+    depth: Nodes
+    base_node: Nodes
+    added: tuple[AddedNodes, ...]
+    node_counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, base: Trie, keys: NDArray[np.uint64]) -> LiveTrie:
+        """`base` with packed SIDs (n,) added; those that it has, or that repeat, count once.
+
+        Raises ConfigError for keys outside the layout.
+        """
+        nothing = np.empty(0, dtype=np.int64)
+        return cls._over(base, np.empty(0, dtype=np.uint64), nothing, nothing).extended(keys)
+
+    @classmethod
+    def _over(
+        cls, base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes
+    ) -> LiveTrie:
+        added = _added_levels(base, keys, depth, base_node)
+        counts = zip(base.node_counts, added, strict=True)
+        node_counts = tuple(count + len(level.codes) for count, level in counts)
+        return cls(base, keys, depth, base_node, added, node_counts)
+
+    def extended(self, keys: NDArray[np.uint64]) -> LiveTrie:
+        """This trie with further packed SIDs (n,). O(added SIDs), whatever the size of the base.
+
+        Added leaves are numbered anew. Raises ConfigError for keys outside the layout.
+        """
+        keys = np.unique(np.asarray(keys, dtype=np.uint64))
+        _check_keys(self.layout, keys)
+        keys = keys[self._find_added(keys) < 0]
+        depth, node = match(self.base, keys)
+        new = depth < self.layout.levels
+        keys, depth, node = keys[new], depth[new], node[new]
+        if not len(keys):
+            return self
+        order = np.lexsort((keys, -depth))
+        keys, depth, node = keys[order], depth[order], node[order]
+        place = self._places(keys, depth)
+        return LiveTrie._over(
+            self.base,
+            np.insert(self.added_keys, place, keys),
+            np.insert(self.depth, place, depth),
+            np.insert(self.base_node, place, node),
+        )
+
+    @property
+    def layout(self) -> SidLayout:
+        return self.base.layout
+
+    @property
+    def n_leaves(self) -> int:
+        """Number of legal SIDs, base and added."""
+        return self.node_counts[-1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the stored arrays, base and added."""
+        own = [self.added_keys, self.depth, self.base_node]
+        for level in self.added:
+            own += [level.parents, level.starts, level.codes]
+        return self.base.n_bytes + sum(array.nbytes for array in own)
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """The packed SID of each leaf, uint64 (N,): the base's, sorted, then the added ones."""
+        return np.concatenate([self.base.keys, self.added_keys])
+
+    @cached_property
+    def _by_key(self) -> Nodes:
+        """Added leaves in the order of their keys."""
+        return np.argsort(self.added_keys)
+
+    def children(self, level: int, nodes: NDArray[np.integer[Any]]) -> tuple[Nodes, Nodes]:
+        """First and end of the base children (nodes of `level + 1`), int64; 0, 0 where none."""
+        nodes = np.asarray(nodes, dtype=np.int64)
+        inside = nodes < self.base.node_counts[level]
+        first, end = np.zeros((2, len(nodes)), dtype=np.int64)
+        first[inside], end[inside] = self.base.children(level, nodes[inside])
+        return first, end
+
+    def added_children(self, level: int, nodes: NDArray[np.integer[Any]]) -> tuple[Nodes, Nodes]:
+        """First and end of the added children (nodes of `level + 1`), int64; 0, 0 where none.
+
+        Level -1 is the root, node 0.
+        """
+        below = self.added[level + 1]
+        nodes = np.asarray(nodes, dtype=np.int64)
+        if not len(below.parents):
+            return np.zeros(len(nodes), dtype=np.int64), np.zeros(len(nodes), dtype=np.int64)
+        place = np.minimum(np.searchsorted(below.parents, nodes), len(below.parents) - 1)
+        has = below.parents[place] == nodes
+        offset = self.base.node_counts[level + 1]
+        first, end = below.starts[place] + offset, below.starts[place + 1] + offset
+        return np.where(has, first, 0), np.where(has, end, 0)
+
+    def codes_at(self, level: int, nodes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Codes of nodes of a level, int64."""
+        nodes = np.asarray(nodes, dtype=np.int64)
+        codes, offset = self.base.codes[level], self.base.node_counts[level]
+        result = np.empty(len(nodes), dtype=np.int64)
+        inside = nodes < offset
+        result[inside] = codes[nodes[inside]]
+        result[~inside] = self.added[level].codes[nodes[~inside] - offset]
+        return result
+
+    def codes_of_leaves(self, leaves: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """Codes of the given leaves, int32 (n, L)."""
+        leaves = np.asarray(leaves, dtype=np.int64)
+        result = np.empty((len(leaves), self.layout.levels), dtype=np.int32)
+        inside = leaves < self.base.n_leaves
+        result[inside] = self.base.codes_of_leaves(leaves[inside])
+        added = leaves[~inside] - self.base.n_leaves
+        result[~inside] = self.layout.unpack(self.added_keys[added])
+        return result
+
+    def find(self, keys: NDArray[np.uint64] | Sequence[int]) -> Nodes:
+        """Leaf of each key, int64 (n,); -1 where the SID is not legal."""
+        keys = np.asarray(keys, dtype=np.uint64)
+        added = self._find_added(keys)
+        return np.where(added >= 0, added + self.base.n_leaves, self.base.find(keys))
+
+    def filter(self, leaf_mask: NDArray[np.bool_]) -> TrieFilter:
+        """Bits of the nodes, base and added, that lead to an allowed leaf; like `Trie.filter`.
+
+        `leaf_mask`: bool (N,). Raises ConfigError for another length.
+        """
+        if leaf_mask.shape != (self.n_leaves,) or leaf_mask.dtype != np.bool_:
+            raise ConfigError(
+                f"expected a bool mask of {self.n_leaves} leaves, "
+                f"got {leaf_mask.dtype} {leaf_mask.shape}"
+            )
+        base = self.base.filter(leaf_mask[: self.base.n_leaves])
+        bits = [
+            np.concatenate([part, np.zeros(len(level.codes), dtype=np.bool_)])
+            for part, level in zip(base.bits[:-1], self.added[:-1], strict=True)
+        ]
+        bits.append(leaf_mask)
+        self.raise_added(bits)
+        return TrieFilter(tuple(bits), int(np.count_nonzero(leaf_mask)))
+
+    def raise_added(self, bits: Sequence[NDArray[np.bool_]]) -> None:
+        """Set, in place, the bits of all ancestors of added leaves whose own bit is set.
+
+        `bits`: bool (node count,) of each level. The last level is only read.
+        """
+        raised = np.empty(0, dtype=np.int64)
+        for level in range(self.layout.levels - 1, 0, -1):
+            nodes, count = self.added[level], self.base.node_counts[level]
+            sums = np.zeros(len(nodes.codes) + 1, dtype=np.int64)
+            np.cumsum(bits[level][count:], out=sums[1:])
+            reached = nodes.parents[sums[nodes.starts[1:]] != sums[nodes.starts[:-1]]]
+            if len(raised):
+                reached = np.union1d(reached, self.base.parents(level, raised))
+            bits[level - 1][reached] = True
+            raised = reached[reached < self.base.node_counts[level - 1]]
+
+    def _find_added(self, keys: NDArray[np.uint64]) -> Nodes:
+        """Position of each key among the added leaves; -1 where it is not there."""
+        if not len(self.added_keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        place = np.searchsorted(self.added_keys, keys, sorter=self._by_key)
+        leaf = self._by_key[np.minimum(place, len(self._by_key) - 1)]
+        return np.where(self.added_keys[leaf] == keys, leaf, -1)
+
+    def _places(self, keys: NDArray[np.uint64], depth: Nodes) -> Nodes:
+        """Where new leaves go in the order of the added ones, int64."""
+        places = np.empty(len(keys), dtype=np.int64)
+        for value in np.unique(depth):
+            first, end = np.searchsorted(-self.depth, [-value, -value + 1])
+            chosen = depth == value
+            places[chosen] = first + np.searchsorted(self.added_keys[first:end], keys[chosen])
+        return places
+
+
+AnyTrie = Trie | LiveTrie
+
+
+def match(base: Trie, keys: NDArray[np.uint64]) -> tuple[Nodes, Nodes]:
+    """How many levels of each key the trie knows, and its node there (0 for none), int64 (n,)."""
+    depth, node = np.zeros((2, len(keys)), dtype=np.int64)
+    if not base.n_leaves:
+        return depth, node
+    wanted = base.layout.unpack(keys)
+    active = np.arange(len(keys))
+    for level in range(base.layout.levels):
+        found = base.child_with_code(level, node[active], wanted[active, level])
+        active, found = active[found >= 0], found[found >= 0]
+        node[active] = found
+        depth[active] = level + 1
+        if not len(active):
+            break
+    return depth, node
+
+
+def _added_levels(
+    base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes
+) -> tuple[AddedNodes, ...]:
+    """The added nodes of each level; see the module's head."""
+    layout = base.layout
+    levels: list[AddedNodes] = []
+    above: Nodes | None = None
+    for level in range(layout.levels):
+        first = int(np.searchsorted(-depth, -level))
+        prefix = keys[first:] >> np.uint64(layout.shifts[level])
+        begins = np.ones(len(prefix), dtype=np.bool_)
+        begins[1:] = prefix[1:] != prefix[:-1]
+        parent = base_node[first:].copy()
+        if above is not None and len(above):
+            parent[len(parent) - len(above) :] = above + base.node_counts[level - 1]
+        # A node's parents ascend: base nodes in key order, then added ones in the same order.
+        parents, starts = np.unique(parent[begins], return_index=True)
+        codes = prefix[begins] & np.uint64((1 << layout.bits[level]) - 1)
+        starts = np.append(starts, len(codes)).astype(np.int64)
+        levels.append(AddedNodes(parents, starts, codes.astype(np.uint16)))
+        above = np.cumsum(begins) - 1
+    return tuple(levels)
+
+
+def _check_keys(layout: SidLayout, keys: NDArray[np.uint64]) -> None:
+    """Raises ConfigError for a key with bits or codes beyond the layout."""
+    used = sum(layout.bits)
+    inside = bool((layout.unpack(keys) < np.array(layout.level_sizes)).all())
+    if not inside or (used < 64 and bool((keys >> np.uint64(used)).any())):
+        raise ConfigError(f"an added key lies outside the layout {layout.level_sizes}")
