@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from index.live.trie import AnyTrie
 from index.trie import TrieFilter
 
 
@@ -76,13 +77,15 @@ class Engine(Protocol):
         deadline: float | None = None,
         *,
         generation: Any = None,
+        trie: AnyTrie | None = None,
     ) -> list[Hypotheses]:
         """One result per prompt, all from the same weights and trie.
 
         `deadline` is a `time.monotonic()` value. `generation` is one as `swap` takes it, live or
         not: who pinned a generation names it, so that a swap in between changes nothing for them;
-        None means the live one. Raises DeadlineExceeded, EngineOverloaded,
-        EngineClosed, ConfigError for prompts or filters that do not fit.
+        None means the live one. `trie` is the generation's own with changes to the catalogue;
+        None means without. Raises DeadlineExceeded, as soon as the deadline passes,
+        EngineOverloaded, EngineClosed, ConfigError for prompts or filters that do not fit.
         """
         ...
 

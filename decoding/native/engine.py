@@ -15,6 +15,7 @@ from decoding.errors import DeadlineExceeded, EngineClosed, EngineOverloaded
 from decoding.native.runner import DEFAULT_BUDGET_ROWS, Runner, Search
 from decoding.native.scheduler import DEFAULT_QUEUE_ROWS, Job, Scheduler
 from index.errors import OnesearchError
+from index.live.trie import AnyTrie
 from index.trie import TrieFilter
 
 Outcome = Hypotheses | OnesearchError | None
@@ -122,15 +123,16 @@ class NativeEngine:
         deadline: float | None = None,
         *,
         generation: Runner | None = None,
+        trie: AnyTrie | None = None,
     ) -> list[Hypotheses]:
         runner = self._runner if generation is None else generation
-        runner.check(prompts, beam_width, filter)
+        runner.check(prompts, beam_width, filter, trie)
         if not prompts:
             return []
         request = _Request(len(prompts))
         jobs = [
             Job(
-                Search(prompt, beam_width, filter, deadline, request.is_abandoned),
+                Search(prompt, beam_width, filter, deadline, request.is_abandoned, trie),
                 runner,
                 partial(request.deliver, position),
             )

@@ -24,6 +24,7 @@ from decoding.native.transformer import Decoder
 from decoding.scoring import check_prompt, level_log_probabilities, stacked_priors
 from decoding.weights import DecoderWeights
 from index.errors import ArtifactError, ConfigError
+from index.live.trie import AnyTrie
 from index.trie import Trie, TrieFilter
 
 DEFAULT_BUDGET_ROWS = 2048
@@ -45,13 +46,15 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """One prompt to search. `deadline` as in Engine; `cancelled`: whether nobody waits any more."""
+    """One prompt to search. `deadline` as in Engine; `cancelled`: whether nobody waits any more;
+    `trie`: the runner's own with changes, None for the runner's own."""
 
     prompt: Prompt
     beam_width: int
     filter: TrieFilter | None = None
     deadline: float | None = None
     cancelled: Callable[[], bool] = _never
+    trie: AnyTrie | None = None
 
 
 class Runner:
@@ -67,11 +70,17 @@ class Runner:
         self.trie = trie
         self.weights = weights
 
-    def check(self, prompts: Sequence[Prompt], beam_width: int, filter: TrieFilter | None) -> None:
+    def check(
+        self,
+        prompts: Sequence[Prompt],
+        beam_width: int,
+        filter: TrieFilter | None,
+        trie: AnyTrie | None = None,
+    ) -> None:
         """Raises ConfigError for a search that this runner cannot do."""
         if beam_width < 1:
             raise ConfigError(f"beam_width is {beam_width}, it must be at least 1")
-        check_filter(self.trie, filter)
+        check_filter(self.trie if trie is None else trie, filter)
         for prompt in prompts:
             check_prompt(
                 prompt,
@@ -124,7 +133,9 @@ class Runner:
 
     def _decode(self, searches: Sequence[Search]) -> list[Hypotheses | DeadlineExceeded | None]:
         results: list[Hypotheses | DeadlineExceeded | None] = [None] * len(searches)
-        beams = [Beam(self.trie, search.beam_width, search.filter) for search in searches]
+        beams = [
+            Beam(search.trie or self.trie, search.beam_width, search.filter) for search in searches
+        ]
         prompts = [search.prompt for search in searches]
         layout, device = self.trie.layout, self.decoder.device
         priors = stacked_priors(prompts, layout.level_sizes, device)

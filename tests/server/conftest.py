@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from decoding.engine import EngineStats, Hypotheses, Prompt
+from index.live.trie import AnyTrie
 from index.trie import TrieFilter
 from server.app import create_app
 from server.cli.serve import bind, loop_factory
@@ -98,6 +99,7 @@ class StubEngine:
         deadline: float | None = None,
         *,
         generation: Any = None,
+        trie: AnyTrie | None = None,
     ) -> list[Hypotheses]:
         self.prompts += prompts
         await asyncio.sleep(self.delay_s)
