@@ -31,7 +31,8 @@ _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
 class Command(NamedTuple):
-    """Where a command lives: a typer app (a group) or a function in a module of server.cli."""
+    """Where a command lives: a typer app (a group) or a function, by the name of its module, since
+    `bench` belongs to a package above this one."""
 
     module: str
     attribute: str
@@ -39,13 +40,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "data": Command("data", "app", "Import and check datasets."),
-    "index": Command("index", "app", "Build snapshots and look into them."),
-    "train": Command("train", "app", "Train checkpoints, stage by stage."),
-    "evaluate": Command("evaluate", "evaluate", "Measure rankings on judgments."),
-    "serve": Command("serve", "serve", "Answer searches over HTTP."),
-    "demo": Command("demo", "demo", "From nothing to a running search on a small catalogue."),
-    "doctor": Command("doctor", "doctor", "Check this machine and say what to do."),
+    "data": Command("server.cli.data", "app", "Import and check datasets."),
+    "index": Command("server.cli.index", "app", "Build snapshots and look into them."),
+    "train": Command("server.cli.train", "app", "Train checkpoints, stage by stage."),
+    "evaluate": Command("server.cli.evaluate", "evaluate", "Measure rankings on judgments."),
+    "serve": Command("server.cli.serve", "serve", "Answer searches over HTTP."),
+    "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
+    "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),
+    "doctor": Command("server.cli.doctor", "doctor", "Check this machine and say what to do."),
 }
 
 
@@ -63,7 +65,7 @@ class Deferred(TyperCommand):
         return self._load().make_context(info_name, args, parent, **extra)
 
     def _load(self) -> Any:
-        module = import_module(f"server.cli.{self._command.module}")
+        module = import_module(self._command.module)
         target: Any = getattr(module, self._command.attribute)
         # A parent of its own keeps the command free of options that belong to a whole program.
         parent = typer.Typer(add_completion=False)

@@ -43,6 +43,12 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["serve", "--engine", "other"], "engine"),
         (["serve", "--config", "/none.toml"], "is not there"),
         (["serve", "--snapshot", "/none"], "--checkpoint is missing"),
+        (["bench", "nope"], "there is no benchmark 'nope'; choose one of trie, decode"),
+        (["bench"], "Missing argument 'name'"),
+        (["bench", "trie", "--nope"], "--nope"),
+        (["bench", "trie", "--table", "nope"], "`bench trie` has no table 'nope'"),
+        (["bench", "trie", "--snapshot", "x"], "--snapshot and --checkpoint go together"),
+        (["bench", "trie", "--snapshot", "x", "--checkpoint", "y"], "belong to `bench engine`"),
         (["doctor", "extra"], "extra"),
     ],
 )
@@ -75,7 +81,9 @@ def failing_command(monkeypatch: pytest.MonkeyPatch):
     import server.cli.doctor as module
 
     monkeypatch.setattr(module, "fail", fail, raising=False)
-    monkeypatch.setitem(command_line.COMMANDS, "fail", Command("doctor", "fail", "Fails."))
+    monkeypatch.setitem(
+        command_line.COMMANDS, "fail", Command("server.cli.doctor", "fail", "Fails.")
+    )
     return errors
 
 
