@@ -1,7 +1,7 @@
 """The ASGI application: middleware, error handlers and routes around one `Searcher`.
 
 A request passes, outermost first: RequestIds → ServerTiming → Draining → SecurityHeaders →
-RequestMetrics → AccessLog → UnexpectedErrors → BodyLimit → Admission → routes.
+RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → BodyLimit → Admission → routes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from starlette.middleware import Middleware
 from structlog.typing import FilteringBoundLogger
 
 from server import errors
+from server.access import CatalogueDoor
+from server.changes import BODIES
 from server.gateway import Gateway
 from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import Admission, BodyLimit
@@ -66,7 +68,13 @@ def create_app(
             Middleware(RequestMetrics, metrics=metrics),
             Middleware(AccessLog, log=log, with_queries=settings.log_queries),
             Middleware(errors.UnexpectedErrors, log=log),
-            Middleware(BodyLimit, max_bytes=settings.body_bytes, timeout_s=settings.body_timeout_s),
+            Middleware(CatalogueDoor, settings=settings),
+            Middleware(
+                BodyLimit,
+                max_bytes=settings.body_bytes,
+                timeout_s=settings.body_timeout_s,
+                catalogue_bytes=settings.catalogue_body_bytes,
+            ),
             Middleware(
                 Admission,
                 limit=settings.concurrent_requests,
@@ -79,15 +87,16 @@ def create_app(
     errors.install(app, log)
     for router in (search.router, items.router, health.router, pages.router):
         app.include_router(router)
-    _describe_problems(app)
+    _describe(app)
     for reason in DEGRADATIONS:
         metrics.degraded.labels(reason)
     metrics.observe(searcher, version("onesearch"))
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """OpenAPI: our ProblemDetails in place of FastAPI's own form of validation error."""
+def _describe(app: FastAPI) -> None:
+    """OpenAPI: our ProblemDetails in place of FastAPI's own form of validation error, and the
+    bodies that routes read themselves."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -96,9 +105,10 @@ def _describe_problems(app: FastAPI) -> None:
             schemas = schema["components"]["schemas"]
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
-            own = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= own.pop("$defs", {})
-            schemas["ProblemDetails"] = own
+            for model in (ProblemDetails, *BODIES):
+                own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= own.pop("$defs", {})
+                schemas[model.__name__] = own
         return generate()
 
     app.openapi = openapi

@@ -49,6 +49,12 @@ PROBLEMS = {
             "not-found", 404, "There is nothing here", "See /docs for the paths that exist."
         ),
         ProblemType(
+            "changes-refused",
+            403,
+            "The catalogue may not be changed here",
+            "Set catalogue_changes, or send the change from the server's own machine.",
+        ),
+        ProblemType(
             "item-not-found",
             404,
             "No such item",
@@ -62,6 +68,12 @@ PROBLEMS = {
         ),
         ProblemType(
             "request-timeout", 408, "The body did not arrive in time", "Send the body at once."
+        ),
+        ProblemType(
+            "catalogue-read-only",
+            409,
+            "The catalogue cannot be changed by this server",
+            "Send the change to the server that holds the catalogue.",
         ),
         ProblemType("body-too-large", 413, "The body is too large", "Send a smaller body."),
         ProblemType(
@@ -77,6 +89,12 @@ PROBLEMS = {
             "Mend the fields that `errors` names.",
         ),
         ProblemType(
+            "no-valid-change",
+            422,
+            "None of the changes could be applied",
+            "Mend the changes that `errors` names.",
+        ),
+        ProblemType(
             "internal",
             500,
             "The server failed",
@@ -87,6 +105,12 @@ PROBLEMS = {
         ),
         ProblemType(
             "not-ready", 503, "The server is not ready", "Try again after Retry-After seconds."
+        ),
+        ProblemType(
+            "changes-unavailable",
+            503,
+            "Changes cannot be written just now",
+            "Try again after Retry-After seconds; whoever runs the server finds why in its log.",
         ),
         ProblemType(
             "deadline-exceeded",
@@ -138,7 +162,8 @@ class Problem(Exception):
         }
         if self.places:
             body["errors"] = [
-                {"place": place.place, "problem": place.problem} for place in self.places
+                {"place": place.place, "problem": place.problem}
+                for place in self.places[:MAX_PLACES]
             ]
         return Response(
             orjson.dumps(body),
@@ -213,7 +238,7 @@ def _validation_problem(request: Request, problems: Sequence[Mapping[str, Any]])
     first = problems[0]
     if first["type"] == "json_invalid":
         return Problem("malformed-request", "the body is not valid JSON")
-    if tuple(first["loc"]) == ("body",) and not _declares_json(request):
+    if tuple(first["loc"]) == ("body",) and not declares_json(request):
         return Problem("unsupported-media-type", "send Content-Type: application/json")
     places = [_place(problem) for problem in problems[:MAX_PLACES]]
     detail = f"{places[0].place}: {places[0].problem}"
@@ -222,8 +247,9 @@ def _validation_problem(request: Request, problems: Sequence[Mapping[str, Any]])
     return Problem("invalid-request", detail, places=places)
 
 
-def _declares_json(request: Request) -> bool:
-    """application/json or application/*+json: what FastAPI parses; other bodies stay bytes."""
+def declares_json(request: Request) -> bool:
+    """Whether the body is said to be application/json or application/*+json, which FastAPI
+    parses; other bodies stay bytes."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     kind, _, form = media_type.partition("/")
     return kind == "application" and (form == "json" or form.endswith("+json"))

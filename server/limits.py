@@ -10,6 +10,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access import changes_catalogue
 from server.errors import Problem, request_id_of
 from server.metrics import Metrics
 
@@ -17,11 +18,16 @@ GUARDED_PREFIX = "/v1/"
 
 
 class BodyLimit:
-    """Reads the body, at most `max_bytes` within `timeout_s`, and hands it on as one message."""
+    """Reads the body, at most `max_bytes` within `timeout_s`, and hands it on as one message.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    Catalogue changes may bring `catalogue_bytes`."""
+
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, timeout_s: float, catalogue_bytes: int
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._catalogue_bytes = catalogue_bytes
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,10 +37,11 @@ class BodyLimit:
         if not _announces_body(scope):
             await self._app(scope, receive, send)
             return
+        max_bytes = self._catalogue_bytes if changes_catalogue(scope) else self._max_bytes
         try:
-            self._refuse_announced(scope)
+            _refuse_announced(scope, max_bytes)
             async with asyncio.timeout(self._timeout_s):
-                body = await self._read(receive)
+                body = await _read(receive, max_bytes)
         except TimeoutError:
             problem = Problem(
                 "request-timeout",
@@ -49,34 +56,6 @@ class BodyLimit:
         if body is None:
             return
         await self._app(scope, _replay(body, receive), send)
-
-    def _refuse_announced(self, scope: Scope) -> None:
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > self._max_bytes:
-                raise self._too_large()
-
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body, or None when the client has gone."""
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunk: bytes = message.get("body", b"")
-            size += len(chunk)
-            if size > self._max_bytes:
-                raise self._too_large()
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
-
-    def _too_large(self) -> Problem:
-        return Problem(
-            "body-too-large",
-            f"at most {self._max_bytes} bytes are taken",
-            headers={"Connection": "close"},
-        )
 
 
 class Admission:
@@ -109,6 +88,37 @@ class Admission:
         finally:
             self._inside -= 1
             self._metrics.in_flight.set(self._inside)
+
+
+def _refuse_announced(scope: Scope, max_bytes: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
+            raise _too_large(max_bytes)
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes | None:
+    """The whole body, or None when the client has gone."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem(
+        "body-too-large",
+        f"at most {max_bytes} bytes are taken",
+        headers={"Connection": "close"},
+    )
 
 
 def _announces_body(scope: Scope) -> bool:

@@ -27,12 +27,14 @@ from index.text import normalise
 from models.ranking import rank_candidates
 from server.cache import LruCache
 from server.candidates import Allowed, chosen_candidates
+from server.changes import CatalogueChange
 from server.context import UserContexts
+from server.errors import Problem
 from server.generation import Generation, Generations
 from server.hits import hits_of, item_of
 from server.metrics import Metrics
 from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
-from server.search import Serving
+from server.search import ChangeOutcome, Serving
 from server.settings import RANKING_RESERVE_SHARE, Settings
 
 ENGINE_GRACE_S = 0.005
@@ -143,6 +145,10 @@ class Pipeline:
         """One item of the live catalogue, or None."""
         with self._generations.pin() as generation:
             return await self._in_thread(item_of, generation, item_id)
+
+    async def change(self, changes: Sequence[CatalogueChange]) -> ChangeOutcome:
+        """Not yet."""
+        raise Problem("catalogue-read-only", "this server only reads its catalogue")
 
     def serving(self) -> Serving:
         """The live generation."""

@@ -258,6 +258,12 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "Problem", "content": content} for status in statuses}
 
 
+def takes_body(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI entry for a route that reads its body itself."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 _PROBLEM_REFERENCE = "#/components/schemas/ProblemDetails"
 
 

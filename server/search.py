@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from decoding.engine import EngineStats
+from server.changes import CatalogueChange
 from server.schemas import Item, SearchRequest, SearchResponse
 
 
@@ -17,6 +19,19 @@ class Serving:
     index_version: str
     simulated: bool
     items: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeOutcome:
+    """What became of changes. `rejected`: (position, why), in the order given.
+
+    `sequence` numbers the catalogue's last change, `index_version` names the catalogue after it.
+    """
+
+    sequence: int
+    applied: int
+    rejected: tuple[tuple[int, str], ...]
+    index_version: str
 
 
 class Searcher(Protocol):
@@ -33,6 +48,13 @@ class Searcher(Protocol):
 
     async def item(self, item_id: str) -> Item | None:
         """One item of the catalogue, or None."""
+        ...
+
+    async def change(self, changes: Sequence[CatalogueChange]) -> ChangeOutcome:
+        """Change the catalogue; when this returns, what was applied is on disk and is searched.
+
+        Raises Problem where nothing can be written.
+        """
         ...
 
     def serving(self) -> Serving | None:

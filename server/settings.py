@@ -34,6 +34,8 @@ RANKING_RESERVE_SHARE = 0.25
 RESPONSE_SLACK_S = 0.05
 BODY_TIMEOUT_S = 10.0
 BODY_BYTES = 64 * 1024
+CATALOGUE_BODY_BYTES = 8 * 1024 * 1024
+CATALOGUE_REQUESTS = 8
 QUERY_CHARACTERS = 512
 CONCURRENT_REQUESTS = 256
 RETRY_AFTER_S = 1.0
@@ -78,6 +80,15 @@ class Settings(BaseSettings):
     query_characters: int = Field(QUERY_CHARACTERS, ge=1, le=10_000)
     body_bytes: int = Field(BODY_BYTES, ge=1024, le=64 * 1024 * 1024)
     body_timeout_s: float = Field(BODY_TIMEOUT_S, gt=0, le=600)
+    catalogue_changes: bool | None = Field(
+        None,
+        description="take catalogue changes over HTTP; if not given, from this machine only and "
+        "while listening on a loopback address",
+    )
+    catalogue_body_bytes: int = Field(CATALOGUE_BODY_BYTES, ge=1024, le=256 * 1024 * 1024)
+    catalogue_requests: int = Field(
+        CATALOGUE_REQUESTS, ge=1, le=1000, description="of catalogue changes at the same time"
+    )
     concurrent_requests: int = Field(
         CONCURRENT_REQUESTS, ge=1, le=100_000, description="above this /v1 answers 503"
     )

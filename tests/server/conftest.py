@@ -19,6 +19,7 @@ from decoding.engine import EngineStats, Hypotheses, Prompt
 from index.live.trie import AnyTrie
 from index.trie import TrieFilter
 from server.app import create_app
+from server.changes import CatalogueChange
 from server.cli.serve import bind, loop_factory
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
@@ -26,7 +27,7 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.schemas import Item, SearchRequest, SearchResponse
-from server.search import Serving
+from server.search import ChangeOutcome, Serving
 from server.settings import Settings
 from server.start import start_pipeline
 
@@ -37,6 +38,8 @@ class StubSearcher:
     def __init__(self) -> None:
         self.answer: Callable[[SearchRequest], Any] | None = None
         self.live: Serving | None = Serving("m1", "i1", True, 3)
+        self.changes: list[CatalogueChange] = []
+        self.outcome: ChangeOutcome | Exception | None = None
 
     async def search(
         self, request: SearchRequest, request_id: str, deadline: float
@@ -59,6 +62,12 @@ class StubSearcher:
 
     async def item(self, item_id: str) -> Item | None:
         return None
+
+    async def change(self, changes: Sequence[CatalogueChange]) -> ChangeOutcome:
+        self.changes += changes
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome or ChangeOutcome(7, len(changes), (), "i1+7")
 
     def serving(self) -> Serving | None:
         return self.live

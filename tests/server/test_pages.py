@@ -61,7 +61,7 @@ def test_markup_in_a_title_stays_json_text(tiny: Any):
 def test_the_description_covers_every_route(plain: Any):
     description = plain.get("/openapi.json").json()
     assert description["paths"].keys() == {
-        *("/v1/search", "/v1/items/{item_id}", "/livez", "/readyz", "/metrics"),
+        *("/v1/search", "/v1/items", "/v1/items/{item_id}", "/livez", "/readyz", "/metrics"),
     }
     assert "ProblemDetails" in description["components"]["schemas"]
     assert "HTTPValidationError" not in str(description)

@@ -1,0 +1,111 @@
+"""Who may change the catalogue, as long as there are no API keys.
+
+By default only programs on this machine, and only while the server listens on a loopback address:
+what comes through a proxy, or under another name than the machine's own (a web page whose name was
+made to point here), is refused. A setting opens or closes the door for everyone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import Problem, request_id_of
+from server.settings import ENVIRONMENT_PREFIX, Settings
+
+ITEMS_PATH = "/v1/items"
+CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})
+_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
+_LOCAL_NAME = "localhost"
+_SETTING = f"the setting catalogue_changes ({ENVIRONMENT_PREFIX}CATALOGUE_CHANGES)"
+
+
+def changes_catalogue(scope: Scope) -> bool:
+    """Whether a request is one for a catalogue change."""
+    path: str = scope["path"]
+    if scope["method"] not in CHANGING_METHODS:
+        return False
+    return path == ITEMS_PATH or path.startswith(f"{ITEMS_PATH}/")
+
+
+class CatalogueDoor:
+    """ASGI middleware, before the body is read: 403 for those who may not change the catalogue,
+    503 when `catalogue_requests` change it already (each may bring a large body)."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._loopback = is_loopback(settings.host)
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not changes_catalogue(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except Problem as problem:
+            await problem.response(request_id_of(scope))(scope, receive, send)
+            return
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+
+    def _check(self, scope: Scope) -> None:
+        refusal = self.refusal(scope)
+        if refusal is not None:
+            # The body has not been read, so the connection cannot be used again.
+            raise Problem("changes-refused", refusal, headers={"Connection": "close"})
+        if self._inside >= self._settings.catalogue_requests:
+            raise Problem(
+                "overloaded",
+                f"{self._inside} requests are changing the catalogue, which is the limit",
+                retry_after_s=self._settings.retry_after_s,
+                headers={"Connection": "close"},
+            )
+
+    def refusal(self, scope: Scope) -> str | None:
+        """Why this request may not change the catalogue, or None."""
+        allowed = self._settings.catalogue_changes
+        if allowed is not None:
+            return None if allowed else f"{_SETTING} is false: this server only reads"
+        if not self._loopback:
+            return f"the server does not listen on a loopback address; {_SETTING} must be true"
+        names = {name for name, _ in scope["headers"]}
+        if names & _FORWARDED or not _is_local_name(_host_of(scope)):
+            return f"the request does not come from this machine itself; {_SETTING} must be true"
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name to listen on is reached from this machine only."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return False
+    return all(_is_loopback_address(str(address[0])) for *_, address in found)
+
+
+def _host_of(scope: Scope) -> str:
+    """The name that the client called the server by, without its port."""
+    given = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    host = given.decode("latin-1")
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_local_name(name: str) -> bool:
+    name = name.lower().rstrip(".")
+    return name == _LOCAL_NAME or name.endswith(f".{_LOCAL_NAME}") or _is_loopback_address(name)
+
+
+def _is_loopback_address(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
