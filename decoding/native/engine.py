@@ -1,9 +1,10 @@
-"""The embedded engine: one worker thread, waves of searches, weights replaced while it serves."""
+"""The embedded engine: waves of searches in worker threads, weights replaced while it serves."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,14 @@ import torch
 from decoding.engine import EngineStats, Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded, EngineClosed, EngineOverloaded
 from decoding.native.runner import DEFAULT_BUDGET_ROWS, Runner, Search
-from decoding.native.scheduler import DEFAULT_QUEUE_ROWS, Job, Scheduler
+from decoding.native.scheduler import (
+    CPU_BUDGET_ROWS,
+    DEFAULT_QUEUE_ROWS,
+    Group,
+    Job,
+    Scheduler,
+    Wave,
+)
 from index.errors import OnesearchError
 from index.live.trie import AnyTrie
 from index.trie import TrieFilter
@@ -36,7 +44,7 @@ class _Counters:
 class _Request:
     """Collects the outcomes of one `search` call; lives on the caller's event loop.
 
-    The worker thread writes outcomes and counts down under the engine's lock; the last one, or the
+    Worker threads write outcomes and count down under the engine's lock; the last one, or the
     first failure, wakes the caller.
     """
 
@@ -82,32 +90,41 @@ class _Request:
 class NativeEngine:
     """Implements `decoding.engine.Engine` with our own inference, on the weights' device.
 
-    `threads`: torch's threads in this process; None leaves them alone. `budget_rows`: beams of one
-    wave (a single wider search runs alone). `queue_rows`: beams that may wait. Call `start` before
-    the first search: it compiles, warms up and starts the worker.
+    `threads`: torch's threads in this process; None leaves them alone. `budget_rows`: size of one
+    wave (a single larger search runs alone); None takes what suits the device. `queue_rows`: beams
+    that may wait. `workers`: waves that run at the same time, each in a thread of its own. Call
+    `start` before the first search: it compiles, warms up and starts the workers.
     """
 
     def __init__(
         self,
         runner: Runner,
         *,
-        budget_rows: int = DEFAULT_BUDGET_ROWS,
+        budget_rows: int | None = None,
         queue_rows: int = DEFAULT_QUEUE_ROWS,
+        workers: int = 1,
         threads: int | None = None,
     ) -> None:
+        if budget_rows is None:
+            on_cpu = runner.weights.device.type == "cpu"
+            budget_rows = CPU_BUDGET_ROWS if on_cpu else DEFAULT_BUDGET_ROWS
         self._runner = runner
         self._threads = threads
-        self._scheduler = Scheduler(budget_rows=budget_rows, queue_rows=queue_rows)
+        self._scheduler = Scheduler(budget_rows=budget_rows, queue_rows=queue_rows, workers=workers)
         self._counters = _Counters()
         self._wakeup = threading.Condition()
         self._closed = False
-        self._worker = threading.Thread(target=self._work, name="native-engine", daemon=True)
+        self._workers = [
+            threading.Thread(target=self._work, name=f"native-engine-{number}", daemon=True)
+            for number in range(workers)
+        ]
 
     async def start(self) -> NativeEngine:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         await asyncio.to_thread(self._runner.warm_up)
-        self._worker.start()
+        for worker in self._workers:
+            worker.start()
         return self
 
     @property
@@ -133,24 +150,22 @@ class NativeEngine:
         jobs = [
             Job(
                 Search(prompt, beam_width, filter, deadline, request.is_abandoned, trie),
-                runner,
                 partial(request.deliver, position),
             )
             for position, prompt in enumerate(prompts)
         ]
-        with self._wakeup:
-            if self._closed:
-                raise EngineClosed("the engine is closed")
-            try:
-                self._scheduler.admit(jobs)
-            except EngineOverloaded:
-                self._counters.shed += len(jobs)
-                raise
-            self._wakeup.notify()
+        group = Group.of(runner, jobs)
+        self._admit(group, deadline)
         try:
-            await request.done
+            async with asyncio.timeout(_until(deadline)):
+                await request.done
+        except TimeoutError:
+            with self._wakeup:
+                self._counters.expired += self._abandon(request, group)
+            raise DeadlineExceeded("the search was not done in time and was dropped") from None
         except asyncio.CancelledError:
-            request.abandoned = True
+            with self._wakeup:
+                self._counters.cancelled += self._abandon(request, group)
             raise
         return request.answer()
 
@@ -168,9 +183,9 @@ class NativeEngine:
         with self._wakeup:
             scheduler, counters = self._scheduler, self._counters
             return EngineStats(
-                queued_prompts=len(scheduler),
+                queued_prompts=scheduler.queued_prompts,
                 queued_rows=scheduler.queued_rows,
-                running_prompts=len(scheduler.running),
+                running_prompts=sum(len(wave.jobs) for wave in scheduler.running),
                 waves=counters.waves,
                 prompts=counters.prompts,
                 rows=counters.rows,
@@ -183,51 +198,79 @@ class NativeEngine:
             )
 
     async def close(self) -> None:
-        """Idempotent. The running wave ends and answers; what waits gets EngineClosed."""
+        """Idempotent. Running waves end and answer; what waits gets EngineClosed."""
         with self._wakeup:
             self._closed = True
             for job in self._scheduler.drain():
                 job.deliver(EngineClosed("the engine was closed before the search began"))
+            self._wakeup.notify_all()
+        for worker in self._workers:
+            if worker.is_alive():
+                await asyncio.to_thread(worker.join)
+
+    def _admit(self, group: Group, deadline: float | None) -> None:
+        with self._wakeup:
+            if self._closed:
+                raise EngineClosed("the engine is closed")
+            try:
+                self._scheduler.admit(group, deadline)
+            except EngineOverloaded:
+                self._counters.shed += len(group.waiting)
+                raise
             self._wakeup.notify()
-        if self._worker.is_alive():
-            await asyncio.to_thread(self._worker.join)
+
+    def _abandon(self, request: _Request, group: Group) -> int:
+        """Nobody waits any more: what is queued leaves the queue now, what runs is dropped by the
+        runner. How many searches that was. Under the lock."""
+        request.abandoned = True
+        self._scheduler.withdraw(group)
+        return request.missing
 
     def _work(self) -> None:
-        """The worker thread: wait, take a wave, run it, deliver."""
+        """A worker thread: wait, take a wave, run it, deliver."""
         while True:
             with self._wakeup:
                 while not self._closed and not len(self._scheduler):
                     self._wakeup.wait()
                 if self._closed:
                     return
-                waiting = len(self._scheduler)
                 wave = self._scheduler.next_wave()
-                self._counters.cancelled += waiting - len(self._scheduler) - len(wave)
-            if wave:
+                if len(self._scheduler):
+                    self._wakeup.notify()
+            if wave is not None:
                 self._run(wave)
 
-    def _run(self, wave: list[Job]) -> None:
+    def _run(self, wave: Wave) -> None:
         outcomes: list[Outcome]
         try:
-            outcomes = list(wave[0].runner.run([job.search for job in wave]))
+            outcomes = list(wave.runner.run([job.search for job in wave.jobs]))
         except Exception as error:  # noqa: BLE001  whatever failed, callers get an answer
             failure = OnesearchError(f"decoding failed: {type(error).__name__}: {error}")
-            outcomes = [failure] * len(wave)
+            outcomes = [failure] * len(wave.jobs)
         with self._wakeup:
-            self._scheduler.wave_done()
+            whole = all(isinstance(outcome, Hypotheses) for outcome in outcomes)
+            self._scheduler.wave_done(wave, whole=whole)
             self._count(wave, outcomes)
-            for job, outcome in zip(wave, outcomes, strict=True):
+            for job, group, outcome in zip(wave.jobs, wave.groups, outcomes, strict=True):
                 job.deliver(outcome)
+                if not isinstance(outcome, Hypotheses):
+                    self._counters.cancelled += self._scheduler.withdraw(group)
 
-    def _count(self, wave: list[Job], outcomes: Sequence[Outcome]) -> None:
+    def _count(self, wave: Wave, outcomes: Sequence[Outcome]) -> None:
+        """What nobody waited for any more was counted when that became known."""
         counters = self._counters
         counters.waves += 1
-        counters.prompts += len(wave)
-        counters.rows += sum(job.search.beam_width for job in wave)
-        for outcome in outcomes:
+        counters.prompts += len(wave.jobs)
+        counters.rows += wave.rows
+        for job, outcome in zip(wave.jobs, outcomes, strict=True):
+            if job.search.cancelled():
+                continue
             if isinstance(outcome, DeadlineExceeded):
                 counters.expired += 1
             elif isinstance(outcome, OnesearchError):
                 counters.failed += 1
-            elif outcome is None:
-                counters.cancelled += 1
+
+
+def _until(deadline: float | None) -> float | None:
+    """Seconds that are left; the deadline's clock need not be the event loop's."""
+    return None if deadline is None else deadline - time.monotonic()

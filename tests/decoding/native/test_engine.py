@@ -11,6 +11,7 @@ from decoding.engine import Engine, Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded, EngineClosed, EngineOverloaded
 from decoding.native.engine import NativeEngine
 from decoding.native.runner import Runner
+from decoding.reference import allowed_sids, stepwise_beam
 from index.errors import ConfigError, OnesearchError
 
 pytestmark = pytest.mark.anyio
@@ -78,50 +79,116 @@ async def test_concurrent_searches_get_their_own_results(decoder, make_trie):
     assert stats.queued_prompts == stats.queued_rows == stats.running_prompts == 0
 
 
-async def test_waves_keep_to_the_row_budget_in_order(decoder, make_trie, monkeypatch):
+async def test_waves_keep_to_the_budget_and_their_room_is_filled(decoder, make_trie, monkeypatch):
     runner = decoder.runner(make_trie(0, 300))
     gate = Gate(runner, monkeypatch)
-    async with serving(runner, budget_rows=10) as engine:
+    async with serving(runner, budget_rows=16) as engine:
         first = await busy(engine, gate)
-        rest = [asyncio.create_task(engine.search([PROMPT], width)) for width in (4, 6, 1, 30, 2)]
+        rest = [asyncio.create_task(engine.search([PROMPT], width)) for width in (4, 12, 30, 6, 1)]
         await asyncio.sleep(0)
-        assert engine.stats().queued_rows == 43
+        assert engine.stats().queued_rows == 53
         gate.open.set()
         results = await asyncio.gather(first, *rest)
-    assert gate.widths == [[3], [4, 6], [1], [30], [2]]
-    assert [len(found[0]) for found in results] == [3, 4, 6, 1, 30, 2]
+        assert engine.stats().waves == 4
+    # A prompt of three tokens counts as a row and a half beside its beams.
+    assert gate.widths == [[3], [4, 6, 1], [12], [30]]
+    assert [len(found[0]) for found in results] == [3, 4, 12, 30, 6, 1]
 
 
-async def test_deadline_passes_in_the_queue(decoder, make_trie, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_mixed_widths_filters_tries_and_lengths_in_one_wave_are_each_exact(
+    decoder, make_trie, monkeypatch, workers
+):
+    own, other, random = make_trie(0, 700), make_trie(1, 900), np.random.default_rng(0)
+    runner = decoder.runner(own)
+    asked = [
+        (
+            Prompt(random.integers(0, 40, 2 + n % 5).astype(np.int32)),
+            width,
+            trie.filter(random.random(trie.n_leaves) < 0.4) if n % 3 else None,
+            trie,
+        )
+        for n, (width, trie) in enumerate(
+            zip((10, 512, 50, 80, 80, 50, 512, 10), (own, other) * 4, strict=True)
+        )
+    ]
+    gate = Gate(runner, monkeypatch)
+    async with serving(runner, budget_rows=2048, workers=workers) as engine:
+        gate.install()
+        tasks = [
+            asyncio.create_task(engine.search([prompt], width, kept, trie=trie))
+            for prompt, width, kept, trie in asked
+        ]
+        await asyncio.sleep(0)
+        gate.open.set()
+        found = await asyncio.gather(*tasks)
+    assert max(len(widths) for widths in gate.widths) >= 3
+    for (prompt, width, kept, trie), [result] in zip(asked, found, strict=True):
+        expected = stepwise_beam(decoder.oracle, trie, prompt, width, kept)
+        assert len(result) == len(expected)
+        np.testing.assert_allclose(result.scores, [score for _, score in expected], atol=1e-3)
+        given = {tuple(codes) for codes in result.codes.tolist()}
+        cut = expected[-1][1] + 1e-3
+        assert {sid for sid, score in expected if score > cut} <= given
+        assert given <= set(allowed_sids(trie, kept))
+
+
+async def test_a_request_larger_than_the_budget_runs_and_the_small_are_not_lost(
+    decoder, make_trie, monkeypatch
+):
+    runner = decoder.runner(make_trie(0, 300))
+    gate = Gate(runner, monkeypatch)
+    async with serving(runner, budget_rows=16) as engine:
+        first = await busy(engine, gate)
+        large = asyncio.create_task(engine.search([PROMPT] * 5, 10))
+        small = [asyncio.create_task(engine.search([PROMPT], 2)) for _ in range(3)]
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert len(await large) == 5
+        assert [len(await one) for one in (first, *small)] == [1] * 4
+    assert gate.widths == [[3], [10, 2], [10, 2], [10, 2], [10], [10]]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_told_at_once_and_frees_its_rows(
+    decoder, make_trie, monkeypatch
+):
     runner = decoder.runner(make_trie(0, 300))
     gate = Gate(runner, monkeypatch)
     async with serving(runner) as engine:
         first = await busy(engine, gate)
-        late = asyncio.create_task(
-            engine.search([PROMPT, PROMPT], 3, None, time.monotonic() + 0.02)
-        )
-        await asyncio.sleep(0.05)
-        gate.open.set()
         with pytest.raises(DeadlineExceeded):
-            await late
+            await engine.search([PROMPT, PROMPT], 3, None, time.monotonic() + 0.02)
+        # The wave before it is still running.
+        assert not first.done()
+        assert engine.stats().queued_rows == 0
+        gate.open.set()
         assert len(await first) == 1
-        assert engine.stats().expired >= 1
+        assert engine.stats().expired == 2
+    assert gate.widths == [[3]]
 
 
-async def test_cancelled_searches_are_dropped(decoder, make_trie, monkeypatch):
+async def test_a_cancelled_request_frees_its_rows_at_once_or_with_its_wave(
+    decoder, make_trie, monkeypatch
+):
     runner = decoder.runner(make_trie(0, 300))
     gate = Gate(runner, monkeypatch)
-    async with serving(runner, budget_rows=4) as engine:
+    async with serving(runner, budget_rows=6, queue_rows=16) as engine:
         first = await busy(engine, gate)
         gone = asyncio.create_task(engine.search([PROMPT] * 3, 4))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineOverloaded):
+            await engine.search([PROMPT] * 2, 4)
+        for task in (gone, first):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert engine.stats().queued_rows == 0
         kept = asyncio.create_task(engine.search([PROMPT], 4))
         await asyncio.sleep(0)
-        gone.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await gone
         gate.open.set()
-        await asyncio.gather(first, kept)
-        assert engine.stats().cancelled == 3
+        assert len(await kept) == 1
+        stats = engine.stats()
+        assert [stats.cancelled, stats.running_prompts, stats.expired] == [4, 0, 0]
     assert gate.widths == [[3], [4]]
 
 
@@ -136,12 +203,36 @@ async def test_overload_is_refused_at_once(decoder, make_trie, monkeypatch):
             await engine.search([PROMPT], 10)
         assert refused.value.retry_after_s > 0
         # The queue has room for five more, but not in the time that is left.
-        engine._scheduler.wave_s = 5.0
+        engine._scheduler.cost.learn(10, 3, 5.0)
         with pytest.raises(EngineOverloaded, match="left"):
             await engine.search([PROMPT], 5, None, time.monotonic() + 1)
         assert engine.stats().shed == 2
         gate.open.set()
         await asyncio.gather(first, *waiting)
+
+
+async def test_two_workers_run_two_waves_at_a_time(decoder, make_trie, monkeypatch):
+    runner = decoder.runner(make_trie(0, 300))
+    expected = runner.search_batch([PROMPT], 8)[0]
+    gate = Gate(runner, monkeypatch)
+    async with serving(runner, budget_rows=64, workers=2) as engine:
+        gate.install()
+        tasks = [asyncio.create_task(engine.search([PROMPT], 8)) for _ in range(2)]
+        await asyncio.to_thread(wait_for, lambda: len(gate.widths) == 2)
+        rest = [asyncio.create_task(engine.search([PROMPT], 8)) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert [engine.stats().running_prompts, engine.stats().queued_prompts] == [2, 20]
+        gate.open.set()
+        for [result] in await asyncio.gather(*tasks, *rest):
+            np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
+    assert sum(len(widths) for widths in gate.widths) == 22
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 async def test_swap_under_load_fails_nothing_and_mixes_nothing(make_decoder, make_trie):
