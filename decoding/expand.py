@@ -1,12 +1,11 @@
 """Expansion: from a beam's prefixes to the best prefixes one level longer.
 
-Only legal children are visited; nothing is padded to the largest branching factor and no vocabulary
-is masked. The choice is exact: the `beam_width` best by score, ties by SID order, which is the
-order of node numbers. Two implementations, proven equal: `expand_reference` (torch, any device)
-and `expand` (Numba, CPU).
+The level's log-softmax over its whole codebook, prior included, is part of it. Only legal children
+are visited; nothing is padded to the largest branching factor and no vocabulary is masked. The
+choice is exact: the `beam_width` best by score, ties by SID order. Two implementations, proven
+equal: `expand_reference` (torch, any device) and `expand` (Numba, CPU, see decoding/selection.py).
 
-A candidate is one integer: its score, mapped so that integers sort as floats do, above the
-complement of its node number. The largest integers are the winners, ties included.
+A score of -inf is dead: such rows have no children and such children are not kept. NaN is dead too.
 """
 
 from __future__ import annotations
@@ -15,182 +14,278 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
-from index.trie import Codes, Nodes, Trie
+from decoding.selection import (
+    ADDED,
+    BITS,
+    COLUMNS,
+    FIRST_LOGITS,
+    FIRST_ROW,
+    FIRST_SLOT,
+    PRIOR,
+    ROWS,
+    WIDTH,
+    Floats,
+    Grown,
+    LevelArrays,
+    Rows,
+    grow_beams,
+)
+from index.errors import ConfigError
+from index.live.trie import AnyTrie, LiveTrie
+from index.trie import Nodes, Trie
 
-_MIN_BUFFER = 512
-_NO_BITS = np.zeros(0, dtype=np.bool_)
+_NO_BASE = np.empty(0, dtype=np.uint32)
+_NO_DELTA = np.empty(0, dtype=np.uint16)
 
 
 class Expansion(NamedTuple):
-    """The kept prefixes, best first.
+    """The kept prefixes, best first, all (m,).
 
-    nodes int64 (m,) of the expanded level; parents int64 (m,), rows of the old beam; scores
-    float32 (m,). m < beam width only when there are no more allowed children.
+    nodes int64 of the expanded level; parents int64, rows of the old beam; codes int64; scores
+    float32; level_scores float32, the log-probability of the step; branching int32, how many
+    allowed children the parent has. m < beam width only when there are no more allowed children.
     """
 
     nodes: Nodes
     parents: Nodes
-    scores: NDArray[np.float32]
-
-
-def child_ranges(trie: Trie, level: int, nodes: Nodes) -> tuple[Nodes, Nodes]:
-    """Children, as nodes of `level`, of nodes of the level above; level 0 hangs on the root."""
-    if level:
-        return trie.children(level - 1, nodes)
-    return np.zeros(1, dtype=np.int64), np.array([trie.node_counts[0]], dtype=np.int64)
+    codes: Nodes
+    scores: Floats
+    level_scores: Floats
+    branching: NDArray[np.int32]
 
 
 def expand(
-    trie: Trie,
+    trie: AnyTrie,
     level: int,
     nodes: Nodes,
-    scores: NDArray[np.float32],
-    log_probabilities: NDArray[np.float32],
+    scores: Floats,
+    logits: Floats,
+    prior: Floats | None,
     bits: NDArray[np.bool_] | None,
     beam_width: int,
+    order: Nodes | None = None,
 ) -> Expansion:
     """Expand one beam to `level`.
 
     `nodes` int64 (rows,): distinct nodes of level - 1 (for level 0 one row, the root, any number).
-    `scores` float32 (rows,). `log_probabilities` float32 (rows, K_level), ≤ 0. `bits`: the filter's
-    bool per node of `level`, None for all. Fastest when rows come best first.
+    `scores` float32 (rows,). `logits` float32 (rows, K_level) and `prior` (K_level,), which is
+    added to them. `bits`: the filter's bool per node of `level`, None for all. `order` int64
+    (rows,): the rank of each row's SID among the rows; only with added nodes among them do node
+    numbers not tell. Fastest when rows come best first.
     """
-    first, end = child_ranges(trie, level, nodes)
-    allowed = _NO_BITS if bits is None else bits
-    return Expansion(
-        *_expand(first, end, scores, log_probabilities, trie.codes[level], allowed, beam_width)
+    return _expand(trie, level, nodes, scores, logits, prior, bits, beam_width, order, False)
+
+
+def choose(
+    trie: AnyTrie,
+    level: int,
+    nodes: Nodes,
+    scores: Floats,
+    log_probabilities: Floats,
+    bits: NDArray[np.bool_] | None,
+    beam_width: int,
+    order: Nodes | None = None,
+) -> Expansion:
+    """`expand` for log-probabilities float32 (rows, K_level), all ≤ 0, as they are."""
+    return _expand(
+        trie, level, nodes, scores, log_probabilities, None, bits, beam_width, order, True
     )
 
 
 def expand_reference(
-    trie: Trie,
+    trie: AnyTrie,
     level: int,
     nodes: Nodes,
-    scores: NDArray[np.float32],
-    log_probabilities: NDArray[np.float32],
+    scores: Floats,
+    logits: Floats,
+    prior: Floats | None,
     bits: NDArray[np.bool_] | None,
     beam_width: int,
+    order: Nodes | None = None,
 ) -> Expansion:
-    """The same by a ragged gather of all children and two stable sorts."""
-    first, end = (torch.from_numpy(part) for part in child_ranges(trie, level, nodes))
-    counts = end - first
-    parent = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    begin = torch.cumsum(counts, 0) - counts
-    child = first[parent] + torch.arange(len(parent)) - begin[parent]
-    if bits is not None:
-        kept = torch.from_numpy(bits[child.numpy()])
-        parent, child = parent[kept], child[kept]
-    code = torch.from_numpy(trie.codes[level][child.numpy()].astype(np.int64))
-    candidate = torch.from_numpy(scores)[parent]
-    candidate = candidate + torch.from_numpy(log_probabilities)[parent, code] + 0.0
-    by_node = torch.argsort(child)
-    order = by_node[torch.argsort(-candidate[by_node], stable=True)][:beam_width]
-    return Expansion(child[order].numpy(), parent[order].numpy(), candidate[order].numpy())
+    """`expand` by torch."""
+    exact = torch.from_numpy(logits)
+    if prior is not None:
+        exact = exact + torch.from_numpy(prior)
+    table = torch.log_softmax(exact, dim=-1).numpy()
+    return choose_reference(trie, level, nodes, scores, table, bits, beam_width, order)
 
 
-@njit(cache=True, nogil=True)
-def count_allowed(first: Nodes, end: Nodes, bits: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Allowed children of each row, int32 (rows,)."""
-    counts = np.empty(len(first), dtype=np.int32)
-    for row in range(len(first)):
-        count = 0
-        for child in range(first[row], end[row]):
-            count += bits[child]
-        counts[row] = count
-    return counts
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _sortable(score: np.float32) -> np.uint64:
-    """Unsigned integers in the order of floats; adding zero makes -0 and 0 one number."""
-    raw = np.float32(score + np.float32(0.0)).view(np.uint32)
-    if raw >> np.uint32(31):
-        return np.uint64(~raw & np.uint32(0xFFFFFFFF))
-    return np.uint64(raw | np.uint32(0x80000000))
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _unsortable(key: np.uint64) -> np.float32:
-    raw = np.uint32(key)
-    if raw >> np.uint32(31):
-        return np.uint32(raw & np.uint32(0x7FFFFFFF)).view(np.float32)
-    return np.uint32(~raw & np.uint32(0xFFFFFFFF)).view(np.float32)
-
-
-@njit(cache=True, nogil=True)
-def _keep_largest(keys: NDArray[np.uint64], count: int, wanted: int) -> None:
-    """Quickselect: the `wanted` largest of keys[:count] come first, in any order."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = keys[(low + high) >> 1]
-        left, right = low, high
-        while left <= right:
-            while keys[left] > pivot:
-                left += 1
-            while keys[right] < pivot:
-                right -= 1
-            if left <= right:
-                keys[left], keys[right] = keys[right], keys[left]
-                left += 1
-                right -= 1
-        if wanted - 1 <= right:
-            high = right
-        elif wanted - 1 >= left:
-            low = left
-        else:
-            return
-
-
-@njit(cache=True, nogil=True)
-def _expand(
-    first: Nodes,
-    end: Nodes,
-    scores: NDArray[np.float32],
-    log_probabilities: NDArray[np.float32],
-    codes: Codes,
-    bits: NDArray[np.bool_],
+def choose_reference(
+    trie: AnyTrie,
+    level: int,
+    nodes: Nodes,
+    scores: Floats,
+    log_probabilities: Floats,
+    bits: NDArray[np.bool_] | None,
     beam_width: int,
-) -> tuple[Nodes, Nodes, NDArray[np.float32]]:
-    filtered = len(bits) > 0
-    low_half = np.uint64(0xFFFFFFFF)
-    keys = np.empty(max(2 * beam_width, _MIN_BUFFER), dtype=np.uint64)
-    count = 0
-    # Keys up to the bound cannot win: `beam_width` better ones were seen.
-    bound = np.uint64(0)
-    for row in range(len(first)):
-        score = scores[row]
-        # Log-probabilities are not positive, so no child is better than its parent.
-        if (_sortable(score) << np.uint64(32)) | low_half <= bound:
-            continue
-        for child in range(first[row], end[row]):
-            if filtered and not bits[child]:
-                continue
-            total = score + log_probabilities[row, codes[child]]
-            key = (_sortable(total) << np.uint64(32)) | (low_half - np.uint64(child))
-            if key <= bound:
-                continue
-            keys[count] = key
-            count += 1
-            if count == len(keys):
-                _keep_largest(keys, count, beam_width)
-                count = beam_width
-                bound = keys[:count].min()
-    if count > beam_width:
-        _keep_largest(keys, count, beam_width)
-        count = beam_width
-    chosen = np.sort(keys[:count])[::-1]
-    nodes = np.empty(count, dtype=np.int64)
-    totals = np.empty(count, dtype=np.float32)
-    parents = np.empty(count, dtype=np.int64)
-    # Children of distinct parents are disjoint runs: a node tells its parent by binary search.
-    order = np.argsort(first)
-    starts = first[order]
-    for rank in range(count):
-        node = np.int64(low_half - (chosen[rank] & low_half))
-        nodes[rank] = node
-        totals[rank] = _unsortable(chosen[rank] >> np.uint64(32))
-        parents[rank] = order[np.searchsorted(starts, node, side="right") - 1]
-    return nodes, parents, totals
+    order: Nodes | None = None,
+) -> Expansion:
+    """`choose` by a ragged gather of all children and stable sorts."""
+    parents, children = _all_children(trie, level, nodes)
+    if bits is not None:
+        kept = torch.from_numpy(bits)[children]
+        parents, children = parents[kept], children[kept]
+    branching = torch.bincount(parents, minlength=len(nodes))
+    codes = torch.from_numpy(_codes_at(trie, level, children.numpy()))
+    level_scores = torch.from_numpy(log_probabilities)[parents, codes]
+    totals = torch.from_numpy(scores)[parents] + level_scores + 0.0
+    rank = torch.from_numpy(sid_order(trie, level, nodes) if order is None else order)
+    by_sid = torch.argsort(rank[parents] * log_probabilities.shape[1] + codes)
+    by_sid = by_sid[totals[by_sid] > -torch.inf]
+    best = by_sid[torch.argsort(-totals[by_sid], stable=True)][:beam_width]
+    return Expansion(
+        children[best].numpy(),
+        parents[best].numpy(),
+        codes[best].numpy(),
+        totals[best].numpy(),
+        level_scores[best].numpy(),
+        branching[parents[best]].to(torch.int32).numpy(),
+    )
+
+
+def sid_order(trie: AnyTrie, level: int, nodes: Nodes) -> Nodes:
+    """Ranks int64 (rows,) of the SIDs of distinct nodes of level - 1, from their numbers.
+
+    Added nodes have no place among base nodes by their numbers but on level 0, by their codes.
+    """
+    known = nodes
+    if level == 1:
+        known = _codes_at(trie, 0, nodes)
+    elif level and isinstance(trie, LiveTrie):
+        assert nodes.max(initial=-1) < trie.base.node_counts[level - 1], "added nodes need an order"
+    ranks = np.empty(len(nodes), dtype=np.int64)
+    ranks[np.argsort(known)] = np.arange(len(nodes))
+    return ranks
+
+
+def base_of(trie: AnyTrie) -> Trie:
+    """The trie without what was added to it."""
+    return trie.base if isinstance(trie, LiveTrie) else trie
+
+
+def level_arrays(base: Trie, level: int) -> LevelArrays:
+    """What the compiled core reads of one level."""
+    if not level:
+        return LevelArrays(base.codes[0], _NO_BASE, _NO_DELTA, -1)
+    starts = base.starts[level - 1]
+    return LevelArrays(base.codes[level], starts.base, starts.delta, starts.shift)
+
+
+def address(array: NDArray[np.generic]) -> int:
+    """Where a contiguous array's data is; the caller keeps the array alive."""
+    assert array.flags.c_contiguous
+    return array.__array_interface__["data"][0]
+
+
+def added_columns(trie: AnyTrie, level: int) -> tuple[int, int, int, int]:
+    """What a LiveTrie adds on a level, as the table of beams has it."""
+    if not isinstance(trie, LiveTrie) or not len(trie.added[level].codes):
+        return 0, 0, 0, 0
+    added = trie.added[level]
+    return len(added.parents), address(added.parents), address(added.starts), address(added.codes)
+
+
+def empty_grown(beams: int, slots: int) -> Grown:
+    """Room for the kept prefixes of so many beams."""
+    whole = np.empty((5, slots), dtype=np.int64)
+    real = np.empty((2, slots), dtype=np.float32)
+    branching = np.empty(slots, dtype=np.int32)
+    counts = np.zeros(beams, dtype=np.int64)
+    return Grown(
+        whole[0], whole[1], whole[2], whole[3], real[0], real[1], branching, whole[4], counts
+    )
+
+
+def rows_of(nodes: Nodes, scores: Floats, ranks: Nodes) -> Rows:
+    """Rows of beams, with room for what the compiled core finds out about them."""
+    ranges = np.empty((2, len(nodes)), dtype=np.int64)
+    softmax = np.empty((2, len(nodes)), dtype=np.float32)
+    return Rows(nodes, scores, ranks, ranges[0], ranges[1], softmax[0], softmax[1])
+
+
+def check_size(rows: int, codebook: int) -> None:
+    """Raises ConfigError where a row's rank and a code do not fit 32 bits together."""
+    if rows > 1 << (32 - (codebook - 1).bit_length()):
+        raise ConfigError(
+            f"{rows} beams over {codebook} codes are more than can be told apart; "
+            f"{1 << (32 - (codebook - 1).bit_length())} is the widest beam"
+        )
+
+
+def as_logits(logits: Floats) -> Floats:
+    """As the compiled core takes them: float32, contiguous."""
+    return np.ascontiguousarray(logits, dtype=np.float32)
+
+
+def _expand(
+    trie: AnyTrie,
+    level: int,
+    nodes: Nodes,
+    scores: Floats,
+    logits: Floats,
+    prior: Floats | None,
+    bits: NDArray[np.bool_] | None,
+    beam_width: int,
+    order: Nodes | None,
+    normalised: bool,
+) -> Expansion:
+    check_size(len(nodes), logits.shape[1])
+    if not level:
+        nodes = np.zeros(len(nodes), dtype=np.int64)
+    ranks = sid_order(trie, level, nodes) if order is None else order
+    table = np.zeros((1, COLUMNS), dtype=np.int64)
+    table[0, [FIRST_ROW, FIRST_LOGITS, FIRST_SLOT]] = 0
+    table[0, ROWS] = len(nodes)
+    table[0, PRIOR] = -1 if prior is None else 0
+    table[0, WIDTH] = beam_width
+    table[0, BITS] = 0 if bits is None else address(bits)
+    table[0, ADDED:] = added_columns(trie, level)
+    priors = np.empty((0, logits.shape[1]), dtype=np.float32) if prior is None else prior[None]
+    grown = empty_grown(1, beam_width)
+    grow_beams(
+        0,
+        1,
+        table,
+        level_arrays(base_of(trie), level),
+        rows_of(nodes, scores, ranks),
+        as_logits(logits),
+        as_logits(priors),
+        normalised,
+        grown,
+    )
+    count = int(grown.counts[0])
+    return Expansion(
+        grown.nodes[:count],
+        grown.parents[:count],
+        grown.codes[:count],
+        grown.scores[:count],
+        grown.level_scores[:count],
+        grown.branching[:count],
+    )
+
+
+def _all_children(trie: AnyTrie, level: int, nodes: Nodes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parents' rows and numbers of all children, base and added, int64."""
+    runs: list[tuple[Nodes, Nodes]] = []
+    if level:
+        runs.append(trie.children(level - 1, nodes))
+    else:
+        end = np.array([base_of(trie).node_counts[0]], dtype=np.int64)
+        runs.append((np.zeros(1, dtype=np.int64), end))
+    if isinstance(trie, LiveTrie):
+        above = nodes if level else np.zeros(1, dtype=np.int64)
+        runs.append(trie.added_children(level - 1, above))
+    first = torch.from_numpy(np.concatenate([run[0] for run in runs]))
+    counts = torch.from_numpy(np.concatenate([run[1] for run in runs])) - first
+    run = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    begin = torch.cumsum(counts, 0) - counts
+    return run % len(nodes), first[run] + torch.arange(len(run)) - begin[run]
+
+
+def _codes_at(trie: AnyTrie, level: int, nodes: Nodes) -> Nodes:
+    if isinstance(trie, LiveTrie):
+        return trie.codes_at(level, nodes)
+    return trie.codes[level][nodes].astype(np.int64)
