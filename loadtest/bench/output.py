@@ -30,7 +30,7 @@ def print_tables(report: Report, console: Console) -> None:
     """One table per `what`; a wrong answer and a missing peer are said in a footnote."""
     for what, rows in tables(report["rows"]).items():
         peers = peer_names(rows)
-        table = Table(title=f"{what} [{rows[0]['unit']}]", title_justify="left")
+        table = Table(title=f"{what}, {rows[0]['unit']}", title_justify="left")
         table.add_column("setting")
         for name in (OURS, *peers):
             table.add_column(name, justify="right")

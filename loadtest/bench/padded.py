@@ -10,7 +10,7 @@ the log softmax covers the level only, and the second level keeps enough codes p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,19 @@ from torch import Tensor
 
 from index.sid import SidLayout
 
-NAME = "padded dense+CSR (STATIC-style)"
+NAME = "STATIC-style, a space per level"
+PUBLISHED_NAME = "STATIC-style, one space as published"
 DENSE_LEVELS = 2
 _WORST = float("-inf")
+
+_IMPOSSIBLE = -1e4
+
+LogitsOf = Callable[[int, Tensor | None], Tensor]
+
+
+def one_space(layout: SidLayout) -> SidLayout:
+    """All levels as wide as the widest."""
+    return SidLayout((max(layout.level_sizes),) * layout.levels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,15 +99,15 @@ class PaddedScheme:
         return sum(array.nbytes for array in arrays)
 
     @torch.inference_mode()
-    def search(self, logits: Sequence[Tensor], width: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Beam search of one query; `logits[l]` float32 (rows ≥ width, K_l) of the beam's rows,
-        best first. → codes int64 (width, L) and scores (width,), illegal rows at -inf."""
-        log_probabilities = torch.log_softmax(logits[0][:1], dim=-1)[0]
+    def search(self, model: LogitsOf, width: int) -> tuple[Tensor, Tensor]:
+        """Beam search of one query → codes int64 (width, L) and scores (width,), illegal rows at
+        -inf. `model` gives the logits of a level from the last code of every row."""
+        log_probabilities = torch.log_softmax(model(0, None), dim=-1)[0]
         masked = log_probabilities.masked_fill(~self.start_mask, _WORST)
         scores, codes = torch.topk(masked, min(width, len(masked)))
         history, state = codes[:, None], codes
         for level in range(1, self.layout.levels):
-            log_probabilities = torch.log_softmax(logits[level][: len(scores)], dim=-1)
+            log_probabilities = torch.log_softmax(model(level, codes), dim=-1)
             step = self._dense_step if level < DENSE_LEVELS else self._sparse_step
             candidate, code, following = step(log_probabilities, state, level, width)
             total = (scores[:, None] + candidate).flatten()
@@ -105,7 +115,13 @@ class PaddedScheme:
             parents = torch.div(chosen, candidate.shape[1], rounding_mode="floor")
             codes, state = code.flatten()[chosen], following.flatten()[chosen]
             history = torch.cat((history[parents], codes[:, None]), dim=1)
-        return history.numpy(), scores
+        return history, scores
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """Logits (rows, K) of a level over the widest space, all else impossible."""
+        whole = torch.full((len(logits), max(self.layout.level_sizes)), _IMPOSSIBLE)
+        whole[:, : logits.shape[1]] = logits
+        return whole
 
     def _dense_step(
         self, log_probabilities: Tensor, state: Tensor, level: int, width: int
