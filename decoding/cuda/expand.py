@@ -1,0 +1,879 @@
+"""Expansion on the GPU: fixed shapes, no host synchronisation, usable inside a CUDA graph.
+
+Same choice as decoding/expand.py: only legal children are visited, level log softmax over the whole
+codebook, exact top-k by score, ties by SID order. A trie on the device has no added nodes, so the
+order of node numbers is SID order, and a candidate is one integer: its score, mapped so that
+integers sort as floats do, above the complement of its node number. All keys differ.
+
+Two or three launches per level, each over all queries:
+
+  score    One program per few rows: the log-sum-exp over the codebook, then the rows' runs of
+           children, as long as they are. A level whose beams have few children (`direct`) writes
+           them as candidates. Else runs are cut into groups of up to 32 children; the best of each
+           group goes to the query's list and is counted in a histogram by distance from the beam's
+           best score (logarithmic bins, monotone in the score).
+  collect  The first bin at which the histogram reaches k bounds the k-th best child from below,
+           since every counted group best is a child. Children of the groups that reach that bin are
+           scored again, and those within it become candidates: few more than k.
+  rank     A candidate's rank is the number of larger keys; ranks below k are places in the result.
+
+The histogram only decides who is looked at; the choice compares whole keys. If ties leave more than
+`_RANK_LIMIT` candidates, rank first finds the k-th key digit by digit: slower, and exact.
+
+Counters and histograms are zero between calls; the last program of rank clears them.
+"""
+
+# Triton's language is untyped; kernels are exempt from the type checker.
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+# pyright: reportUnknownArgumentType=false, reportIndexIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalOperand=false, reportGeneralTypeIssues=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from index.errors import ConfigError
+from index.trie import Trie
+
+_MAX_NODES = (1 << 31) - 1
+_RANK_LIMIT = 4096
+_DIRECT_CANDIDATES = 2048
+_GROUPS_PER_QUERY = 16384
+_BINS = 1024
+# Numbers of the counters of a query.
+_GROUPS_LISTED = tl.constexpr(0)
+_CANDIDATES_LISTED = tl.constexpr(1)
+_RANKS_DONE = tl.constexpr(2)
+_COUNTERS = 4
+_NOTHING = tl.constexpr(-(1 << 31))
+# Bins of the distance from the best score: 64 per octave from 2**-9 to 2**7.
+_BIN_SHIFT = tl.constexpr(17)
+_FIRST_BIN = tl.constexpr((127 - 9) << 6)
+
+
+class DeviceStep(NamedTuple):
+    """One level's choice, best first; all (Q, W), `counts` (Q,). Rows beyond a query's count are
+    dead: node, parent and code -1, score -inf. `parents` are rows of the level before.
+    `level_scores`: the level's log-probability; `branching`: allowed children of the parent."""
+
+    nodes: Tensor
+    parents: Tensor
+    codes: Tensor
+    scores: Tensor
+    level_scores: Tensor
+    branching: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceTrie:
+    """A trie's arrays on a device: 4 bytes per inner node, 1 or 2 per node.
+
+    `codes[l]`: uint8 or uint16 (n_l,). `child_start[l]`, l < L - 1: int32 (n_l + 1,).
+    `run_lengths[l]`: on the host, int64: how many nodes of level l - 1 have 0, 1, 2, … children;
+    for level 0 the root alone.
+    """
+
+    codes: tuple[Tensor, ...]
+    child_start: tuple[Tensor, ...]
+    node_counts: tuple[int, ...]
+    level_sizes: tuple[int, ...]
+    run_lengths: tuple[NDArray[np.int64], ...]
+
+    @classmethod
+    def from_trie(cls, trie: Trie, device: torch.device | str) -> DeviceTrie:
+        """Copies `trie` to `device`. Raises ConfigError for a trie without SIDs or with more than
+        2³¹ - 1 nodes in a level."""
+        if not 0 < trie.n_leaves <= _MAX_NODES:
+            raise ConfigError(
+                f"a trie on the GPU has 1 to {_MAX_NODES} SIDs, got {trie.n_leaves}; "
+                "build an index first, or shard the catalogue"
+            )
+        starts = [starts.plain() for starts in trie.starts]
+        root = np.bincount([trie.node_counts[0]])
+        return cls(
+            tuple(torch.tensor(codes, device=device) for codes in trie.codes),
+            tuple(torch.tensor(start.astype(np.int32), device=device) for start in starts),
+            trie.node_counts,
+            trie.layout.level_sizes,
+            (root, *(np.bincount(np.diff(start)) for start in starts)),
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """Device memory, bytes."""
+        return sum(tensor.nbytes for tensor in (*self.codes, *self.child_start))
+
+
+def bitmap(bits: NDArray[np.bool_], device: torch.device | str) -> Tensor:
+    """A filter's bits of one level, bool (n_l,) → int32 words; node i is bit i % 32 of word i // 32.
+    Its `data_ptr()` goes into the filter table; keep the tensor as long as the table."""
+    padded = np.zeros(-(-len(bits) // 32) * 32, dtype=np.bool_)
+    padded[: len(bits)] = bits
+    return torch.tensor(np.packbits(padded, bitorder="little").view(np.int32), device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """How a level is searched; every number is a shape, none changes the result.
+
+    `rows`: beam rows per query that come in. `direct`, `group`: see the module's head. `tile`:
+    children of a row that are visited at once; `wide`: the same for what is left of longer runs, 0
+    where there are none. `splits`: programs per row (the root). `code_block`: codes of a row that
+    are summed at once. `candidates`, `groups`: room per query, for the worst beam possible.
+    """
+
+    rows: int
+    direct: bool
+    group: int
+    tile: int
+    wide: int
+    splits: int
+    code_block: int
+    rows_per_program: int
+    score_warps: int
+    candidates: int
+    groups: int
+    collect_programs: int
+    rank_programs: int
+
+    @classmethod
+    def choose(cls, trie: DeviceTrie, level: int, queries: int, width: int) -> LevelPlan:
+        """A plan from how long the level's runs of children are."""
+        rows = width if level else 1
+        lengths = trie.run_lengths[level]
+        candidates = _largest(lengths, rows, 1)
+        # Beams meet long runs more often than short ones: weigh nodes by their children.
+        weights = lengths * np.arange(len(lengths))
+        typical = float((weights * np.arange(len(lengths))).sum() / weights.sum())
+        expected = min(candidates, round(rows * typical))
+        direct = expected <= _DIRECT_CANDIDATES
+        group = 1 if direct else min(32, _power(-(-expected // _GROUPS_PER_QUERY)))
+        longest = len(lengths) - 1
+        usual = int(np.searchsorted(np.cumsum(weights), 0.95 * weights.sum()))
+        covered = _power(longest) if longest <= 4 * usual else _power(usual)
+        tile = min(max(covered, 4, group), 1024 if level else 512)
+        splits = 1 if level else -(-longest // tile)
+        wide = 1024 if level and longest > tile else 0
+        code_block = min(_power(trie.level_sizes[level]), 8192)
+        widest = max(code_block, tile)
+        per_program = max(1, min(4096 // widest, queries * rows // 256, 4 if wide else 64))
+        per_program = 1 << (per_program.bit_length() - 1)
+        elements = per_program * widest
+        groups = 0 if direct else _largest(lengths, rows, group)
+        return cls(
+            rows=rows,
+            direct=direct,
+            group=group,
+            tile=tile,
+            wide=wide,
+            splits=splits,
+            code_block=code_block,
+            rows_per_program=per_program,
+            score_warps=min(8, max(1, elements // 512)),
+            candidates=max(candidates, 1),
+            groups=groups,
+            collect_programs=min(64, -(-min(groups, 2 * _GROUPS_PER_QUERY) // 256)),
+            rank_programs=min(32, -(-3 * width // 64)),
+        )
+
+
+def _power(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def _largest(lengths: NDArray[np.int64], rows: int, group: int) -> int:
+    """Groups of the `rows` longest runs."""
+    total, left = 0, rows
+    for length in range(len(lengths) - 1, 0, -1):
+        taken = min(left, int(lengths[length]))
+        total += taken * -(-length // group)
+        left -= taken
+        if not left:
+            break
+    return total
+
+
+class Expander:
+    """Expands the beams of Q queries, at most W rows each, level by level on one device.
+
+    All memory is allocated here. `steps[l]` is where level l's choice is written: always the same
+    tensors, so that a graph can be replayed. Calls of one expander must not overlap.
+    """
+
+    def __init__(
+        self,
+        trie: DeviceTrie,
+        queries: int,
+        max_width: int,
+        level_sizes: Sequence[int],
+        device: torch.device | str,
+        *,
+        plans: Sequence[LevelPlan] | None = None,
+        dependent_launch: bool = False,
+    ) -> None:
+        """`plans`: one per level instead of the chosen ones. `dependent_launch`: launches overlap
+        the end of the launch before (Hopper and later). Raises ConfigError for levels that are not
+        the trie's, and for Q or W below 1."""
+        if tuple(level_sizes) != trie.level_sizes:
+            raise ConfigError(
+                f"the model has levels {tuple(level_sizes)}, the trie {trie.level_sizes}; "
+                "use the snapshot that the checkpoint was trained with"
+            )
+        if queries < 1 or max_width < 1:
+            raise ConfigError(f"an expander has ≥ 1 queries and rows, got {queries}, {max_width}")
+        self.trie, self.queries, self.max_width = trie, queries, max_width
+        levels = range(len(trie.level_sizes))
+        self.plans = tuple(
+            plans or (LevelPlan.choose(trie, level, queries, max_width) for level in levels)
+        )
+        self._dependent = dependent_launch
+
+        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        def step() -> DeviceStep:
+            ids = [empty(queries, max_width) for _ in range(4)]
+            floats = [empty(queries, max_width, dtype=torch.float32) for _ in range(2)]
+            return DeviceStep(*ids[:3], *floats, ids[3], empty(queries))
+
+        self.steps = tuple(step() for _ in levels)
+        candidates = max(plan.candidates for plan in self.plans)
+        groups = max(plan.groups for plan in self.plans)
+        self.normalisers = empty(queries, max_width, dtype=torch.float32)
+        self._row_first = empty(queries, max_width)
+        self._row_end = empty(queries, max_width)
+        self._row_branching = empty(queries, max_width)
+        self._keys = empty(queries, candidates, dtype=torch.int64)
+        self._key_rows = empty(queries, candidates)
+        self._group_bins = empty(queries, groups)
+        self._group_children = empty(queries, groups)
+        self._group_rows = empty(queries, groups)
+        self._histogram = empty(queries, _BINS).zero_()
+        self._counters = empty(queries, _COUNTERS).zero_()
+        self._no_prior = empty(1, dtype=torch.float32)
+
+    @property
+    def n_bytes(self) -> int:
+        """Device memory of results and workspaces, bytes."""
+        owned = [tensor for step in self.steps for tensor in step]
+        owned += [part for part in vars(self).values() if isinstance(part, Tensor)]
+        return sum(tensor.nbytes for tensor in owned)
+
+    def expand(
+        self,
+        level: int,
+        nodes: Tensor,
+        scores: Tensor,
+        logits: Tensor,
+        prior: Tensor | None,
+        filter_table: Tensor,
+        widths: Tensor,
+    ) -> DeviceStep:
+        """One level for all queries; returns `steps[level]`, whose tensors are written.
+
+        `nodes` int32, `scores` float32 (Q, R), R = 1 at level 0 and W below; a row with score -inf
+        is dead, level 0's nodes are not read. `logits` (Q, R, K), adjacent along K. `prior` float32
+        (Q, K). `filter_table` int64 (Q, L): address of each query's bitmap of each level, 0 for
+        none. `widths` int32 (Q,): rows wanted, at most W. Fastest when rows come best first. A
+        child whose score is -inf or NaN is not kept.
+        """
+        plan, step = self.plans[level], self.steps[level]
+        size, levels = self.trie.level_sizes[level], len(self.trie.level_sizes)
+        assert nodes.shape == scores.shape == (self.queries, plan.rows)
+        assert logits.shape == (self.queries, plan.rows, size) and logits.stride(2) == 1
+        assert nodes.is_contiguous() and scores.is_contiguous() and widths.is_contiguous()
+        assert filter_table.shape == (self.queries, levels) and filter_table.is_contiguous()
+        assert prior is None or (prior.shape == (self.queries, size) and prior.is_contiguous())
+        chunks = -(-plan.rows // plan.rows_per_program)
+        options: dict[str, Any] = {"launch_pdl": True} if self._dependent else {}
+        codes = self.trie.codes[level]
+        # Level 0 has no starts above it; any tensor of the type does.
+        starts = self.trie.child_start[level - 1] if level else self._counters
+        prior_table = self._no_prior if prior is None else prior
+        _score_kernel[(self.queries * chunks * plan.splits,)](
+            logits,
+            logits.stride(0),
+            logits.stride(1),
+            nodes,
+            scores,
+            prior_table,
+            starts,
+            codes,
+            filter_table,
+            self._row_first,
+            self._row_end,
+            self._row_branching,
+            self.normalisers,
+            self._keys,
+            self._key_rows,
+            self._group_bins,
+            self._group_children,
+            self._group_rows,
+            self._histogram,
+            self._counters,
+            plan.rows,
+            chunks,
+            self.trie.node_counts[0],
+            self._keys.shape[1],
+            self._group_bins.shape[1],
+            LEVEL=level,
+            LEVELS=levels,
+            CODES=size,
+            CODE_BLOCK=plan.code_block,
+            ROWS=plan.rows_per_program,
+            TILE=plan.tile,
+            WIDE=plan.wide,
+            SPLITS=plan.splits,
+            GROUP=plan.group,
+            DIRECT=plan.direct,
+            WIDTH=self.max_width,
+            BINS=_BINS,
+            COUNTERS=_COUNTERS,
+            PRIOR=prior is not None,
+            DEPENDENT=self._dependent,
+            num_warps=plan.score_warps,
+            **options,
+        )
+        if not plan.direct:
+            _collect_kernel[(self.queries * plan.collect_programs,)](
+                logits,
+                logits.stride(0),
+                logits.stride(1),
+                scores,
+                prior_table,
+                codes,
+                filter_table,
+                widths,
+                self._row_first,
+                self._row_end,
+                self.normalisers,
+                self._keys,
+                self._key_rows,
+                self._group_bins,
+                self._group_children,
+                self._group_rows,
+                self._histogram,
+                self._counters,
+                plan.rows,
+                self._keys.shape[1],
+                self._group_bins.shape[1],
+                LEVEL=level,
+                LEVELS=levels,
+                CODES=size,
+                PROGRAMS=plan.collect_programs,
+                CHUNK=256,
+                SLOTS=32 if plan.group > 4 else 64,
+                GROUP=plan.group,
+                WIDTH=self.max_width,
+                BINS=_BINS,
+                COUNTERS=_COUNTERS,
+                PRIOR=prior is not None,
+                DEPENDENT=self._dependent,
+                num_warps=4,
+                **options,
+            )
+        _rank_kernel[(self.queries * plan.rank_programs,)](
+            logits,
+            logits.stride(0),
+            logits.stride(1),
+            prior_table,
+            codes,
+            widths,
+            self._row_branching,
+            self.normalisers,
+            self._keys,
+            self._key_rows,
+            self._histogram,
+            self._counters,
+            *step,
+            self._keys.shape[1],
+            CODES=size,
+            PROGRAMS=plan.rank_programs,
+            CHUNK=32,
+            BLOCK=256,
+            FILL=_power(-(-self.max_width // plan.rank_programs)),
+            CLEAR=_power(-(-_BINS // plan.rank_programs)),
+            WIDTH=self.max_width,
+            BINS=_BINS,
+            COUNTERS=_COUNTERS,
+            LIMIT=max(_RANK_LIMIT, 2 * self.max_width),
+            PRIOR=prior is not None,
+            DEPENDENT=self._dependent,
+            num_warps=4,
+            **options,
+        )
+        return step
+
+
+@triton.jit
+def _sortable(score):
+    """int32 in the order of floats; adding zero makes -0 and 0 one number."""
+    raw = (score + 0.0).to(tl.int32, bitcast=True)
+    return raw ^ ((raw >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _score_of(sortable):
+    raw = sortable ^ ((sortable >> 31) & 0x7FFFFFFF)
+    return raw.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bin(best, score, BINS: tl.constexpr):
+    """Bins by distance from the best score; a larger score has no larger bin."""
+    raw = tl.maximum(best - score, 0.0).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.maximum((raw >> _BIN_SHIFT) - _FIRST_BIN, 0), BINS - 1)
+
+
+@triton.jit
+def _best_of(scores, query, rows):
+    """Where bins begin: the score of the first row, 0 if it is dead."""
+    best = tl.load(scores + query * rows)
+    return tl.where(best > -float("inf"), best, 0.0)
+
+
+@triton.jit
+def _key(sortable, child):
+    return (sortable.to(tl.int64) << 32) | ((~child).to(tl.int64) & 0xFFFFFFFF)
+
+
+@triton.jit
+def _bits(address, child, allowed):
+    """Clears `allowed` where the bitmap at `address` has no bit for the child; 0 allows all."""
+    words = address.to(tl.pointer_type(tl.int32))
+    word = tl.load(words + (child >> 5), mask=allowed & (address != 0), other=-1)
+    return allowed & (((word >> (child & 31)) & 1) != 0)
+
+
+@triton.jit
+def _visit(
+    first,
+    end,
+    score,
+    normaliser,
+    row_logits,
+    prior,
+    codes,
+    address,
+    TILE: tl.constexpr,
+    PRIOR: tl.constexpr,
+):
+    """Children [first, first + TILE) below `end` of each row: their nodes, whether allowed, and
+    their scores. All parameters of rows are (rows,), results (rows, TILE)."""
+    child = first[:, None] + tl.arange(0, TILE)[None, :]
+    allowed = _bits(address, child, child < end[:, None])
+    code = tl.load(codes + child, mask=allowed, other=0).to(tl.int32)
+    logit = tl.load(row_logits[:, None] + code, mask=allowed, other=0.0).to(tl.float32)
+    if PRIOR:
+        logit += tl.load(prior + code, mask=allowed, other=0.0)
+    return child, allowed, score[:, None] + (logit - normaliser[:, None])
+
+
+@triton.jit
+def _append(counter, flags, SIZE: tl.constexpr):
+    """Places in a list for the set flags (any shape of SIZE): flat flags, flat places."""
+    flat = tl.reshape(flags, [SIZE]).to(tl.int32)
+    place = tl.cumsum(flat, 0) - flat
+    start = tl.atomic_add(counter, tl.sum(flat, 0), sem="relaxed")
+    return flat != 0, start + place
+
+
+@triton.jit
+def _emit(
+    query,
+    row,
+    first,
+    child,
+    allowed,
+    score,
+    best,
+    keys,
+    key_rows,
+    group_bins,
+    group_children,
+    group_rows,
+    histogram,
+    counters,
+    candidate_room,
+    group_room,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIRECT: tl.constexpr,
+    BINS: tl.constexpr,
+    COUNTERS: tl.constexpr,
+):
+    """Lists the visited children, or the best of their groups."""
+    alive = allowed & (score > -float("inf"))
+    if DIRECT:
+        counter = counters + query * COUNTERS + _CANDIDATES_LISTED
+        flag, place = _append(counter, alive, ROWS * TILE)
+        place = place.to(tl.int64) + query.to(tl.int64) * candidate_room
+        key = tl.reshape(_key(_sortable(score), child), [ROWS * TILE])
+        tl.store(keys + place, key, mask=flag)
+        row_of = tl.reshape(tl.broadcast_to(row[:, None], [ROWS, TILE]), [ROWS * TILE])
+        tl.store(key_rows + place, row_of, mask=flag)
+    else:
+        sortable = tl.where(alive, _sortable(score), _NOTHING)
+        groups: tl.constexpr = TILE // GROUP
+        top = tl.max(tl.reshape(sortable, [ROWS, groups, GROUP]), axis=2)
+        found = top != _NOTHING
+        number = _bin(best, _score_of(top), BINS)
+        tl.atomic_add(histogram + query * BINS + number, 1, mask=found, sem="relaxed")
+        counter = counters + query * COUNTERS + _GROUPS_LISTED
+        flag, place = _append(counter, found, ROWS * groups)
+        place = place.to(tl.int64) + query.to(tl.int64) * group_room
+        start = first[:, None] + tl.arange(0, groups)[None, :] * GROUP
+        row_of = tl.broadcast_to(row[:, None], [ROWS, groups])
+        tl.store(group_bins + place, tl.reshape(number, [ROWS * groups]), mask=flag)
+        tl.store(group_children + place, tl.reshape(start, [ROWS * groups]), mask=flag)
+        tl.store(group_rows + place, tl.reshape(row_of, [ROWS * groups]), mask=flag)
+
+
+@triton.jit
+def _score_kernel(
+    logits,
+    query_stride,
+    row_stride,
+    nodes,
+    scores,
+    prior,
+    child_start,
+    codes,
+    filter_table,
+    row_first,
+    row_end,
+    row_branching,
+    row_normaliser,
+    keys,
+    key_rows,
+    group_bins,
+    group_children,
+    group_rows,
+    histogram,
+    counters,
+    rows,
+    chunks,
+    root_children,
+    candidate_room,
+    group_room,
+    LEVEL: tl.constexpr,
+    LEVELS: tl.constexpr,
+    CODES: tl.constexpr,
+    CODE_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIRECT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BINS: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    PRIOR: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    program = tl.program_id(0)
+    split = program % SPLITS
+    query = program // (SPLITS * chunks)
+    row = (program // SPLITS) % chunks * ROWS + tl.arange(0, ROWS)
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    inside = row < rows
+    score = tl.load(scores + query * rows + row, mask=inside, other=-float("inf"))
+    live = score > -float("inf")
+    if LEVEL == 0:
+        first = tl.zeros([ROWS], dtype=tl.int32)
+        end = tl.where(live, root_children, 0)
+    else:
+        node = tl.load(nodes + query * rows + row, mask=live, other=0)
+        first = tl.load(child_start + node, mask=live, other=0)
+        end = tl.load(child_start + node + 1, mask=live, other=0)
+    best = _best_of(scores, query, rows)
+    address = tl.load(filter_table + query * LEVELS + LEVEL)
+
+    row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
+    prior += query * CODES
+    largest = tl.full([ROWS], -float("inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    for start in range(0, CODES, CODE_BLOCK):
+        code = start + tl.arange(0, CODE_BLOCK)
+        mask = live[:, None] & (code < CODES)[None, :]
+        logit = tl.load(row_logits[:, None] + code[None, :], mask=mask, other=-float("inf"))
+        logit = logit.to(tl.float32)
+        if PRIOR:
+            logit += tl.load(prior + code, mask=code < CODES, other=0.0)[None, :]
+        new = tl.maximum(largest, tl.max(logit, axis=1))
+        shift = tl.where(new > -float("inf"), new, 0.0)
+        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logit - shift[:, None]), axis=1)
+        largest = new
+    # The sum holds exp(0), so no log-probability exceeds zero.
+    rest = tl.maximum(tl.log(tl.where(live, total, 1.0)), 0.0)
+    normaliser = tl.where(live, largest + rest, 0.0)
+
+    begin = first + split * TILE
+    stop = tl.minimum(end, begin + TILE)
+    child, allowed, found = _visit(
+        begin, stop, score, normaliser, row_logits, prior, codes, address, TILE, PRIOR
+    )
+    _emit(
+        query, row, begin, child, allowed, found, best,
+        keys, key_rows, group_bins, group_children, group_rows, histogram, counters,
+        candidate_room, group_room, ROWS, TILE, GROUP, DIRECT, BINS, COUNTERS,
+    )  # fmt: skip
+    count = tl.sum(allowed.to(tl.int32), axis=1)
+    if WIDE > 0 and tl.max(end - first, axis=0) > TILE:
+        for place in range(ROWS):
+            picked = tl.arange(0, ROWS) == place
+            last = tl.sum(tl.where(picked, end, 0), axis=0)
+            one_row = tl.sum(tl.where(picked, row, 0), axis=0, keep_dims=True)
+            one_score = tl.sum(tl.where(picked, score, 0.0), axis=0, keep_dims=True)
+            one_normaliser = tl.sum(tl.where(picked, normaliser, 0.0), axis=0, keep_dims=True)
+            one_logits = logits + query.to(tl.int64) * query_stride
+            one_logits += one_row.to(tl.int64) * row_stride
+            for start in range(tl.sum(tl.where(picked, begin, 0), axis=0) + TILE, last, WIDE):
+                one_first = tl.full([1], start, dtype=tl.int32)
+                one_end = tl.full([1], last, dtype=tl.int32)
+                more, more_allowed, more_found = _visit(
+                    one_first, one_end, one_score, one_normaliser, one_logits, prior, codes,
+                    address, WIDE, PRIOR,
+                )  # fmt: skip
+                _emit(
+                    query, one_row, one_first, more, more_allowed, more_found, best,
+                    keys, key_rows, group_bins, group_children, group_rows, histogram, counters,
+                    candidate_room, group_room, 1, WIDE, GROUP, DIRECT, BINS, COUNTERS,
+                )  # fmt: skip
+                count += tl.where(
+                    picked, tl.sum(tl.sum(more_allowed.to(tl.int32), axis=1), axis=0), 0
+                )
+    if SPLITS > 1 and split == 0:
+        # The other programs of the row count their children for themselves only.
+        for start in range(TILE, root_children, TILE):
+            other = start + tl.arange(0, TILE)
+            present = _bits(address, other, other < root_children)
+            count += tl.sum(present.to(tl.int32), axis=0)
+    if split == 0:
+        place = query * WIDTH + row
+        tl.store(row_first + place, first, mask=inside)
+        tl.store(row_end + place, end, mask=inside)
+        tl.store(row_branching + place, count, mask=inside)
+        tl.store(row_normaliser + place, normaliser, mask=inside)
+
+
+@triton.jit
+def _collect_kernel(
+    logits,
+    query_stride,
+    row_stride,
+    scores,
+    prior,
+    codes,
+    filter_table,
+    widths,
+    row_first,
+    row_end,
+    row_normaliser,
+    keys,
+    key_rows,
+    group_bins,
+    group_children,
+    group_rows,
+    histogram,
+    counters,
+    rows,
+    candidate_room,
+    group_room,
+    LEVEL: tl.constexpr,
+    LEVELS: tl.constexpr,
+    CODES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BINS: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    PRIOR: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    program = tl.program_id(0)
+    query = program // PROGRAMS
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    wanted = tl.minimum(tl.load(widths + query), WIDTH)
+    listed = tl.load(counters + query * COUNTERS + _GROUPS_LISTED)
+    best = _best_of(scores, query, rows)
+    address = tl.load(filter_table + query * LEVELS + LEVEL)
+    seen = tl.cumsum(tl.load(histogram + query * BINS + tl.arange(0, BINS)), 0)
+    bound = tl.sum((seen < wanted).to(tl.int32), axis=0)
+    prior += query * CODES
+    query_logits = logits + query.to(tl.int64) * query_stride
+    group_base = query.to(tl.int64) * group_room
+    counter = counters + query * COUNTERS + _CANDIDATES_LISTED
+    for start in range(program % PROGRAMS * CHUNK, listed, PROGRAMS * CHUNK):
+        place = start + tl.arange(0, CHUNK)
+        number = tl.load(group_bins + group_base + place, mask=place < listed, other=BINS + 1)
+        chosen = number <= bound
+        order = tl.cumsum(chosen.to(tl.int32), 0) - 1
+        count = tl.sum(chosen.to(tl.int32), axis=0)
+        for done in range(0, count, SLOTS):
+            slot = done + tl.arange(0, SLOTS)
+            hit = chosen[:, None] & (order[:, None] == slot[None, :])
+            used = slot < count
+            source = group_base + tl.sum(tl.where(hit, place[:, None], 0), axis=0)
+            row = tl.load(group_rows + source, mask=used, other=0)
+            first = tl.load(group_children + source, mask=used, other=0)
+            end = tl.load(row_end + query * WIDTH + row, mask=used, other=0)
+            end = tl.minimum(end, first + GROUP)
+            score = tl.load(scores + query * rows + row, mask=used, other=0.0)
+            normaliser = tl.load(row_normaliser + query * WIDTH + row, mask=used, other=0.0)
+            child, allowed, found = _visit(
+                first, end, score, normaliser, query_logits + row.to(tl.int64) * row_stride,
+                prior, codes, address, GROUP, PRIOR,
+            )  # fmt: skip
+            alive = allowed & (found > -float("inf")) & (_bin(best, found, BINS) <= bound)
+            flag, target = _append(counter, alive, SLOTS * GROUP)
+            target = target.to(tl.int64) + query.to(tl.int64) * candidate_room
+            key = tl.reshape(_key(_sortable(found), child), [SLOTS * GROUP])
+            tl.store(keys + target, key, mask=flag)
+            row_of = tl.reshape(tl.broadcast_to(row[:, None], [SLOTS, GROUP]), [SLOTS * GROUP])
+            tl.store(key_rows + target, row_of, mask=flag)
+
+
+@triton.jit
+def _unsigned(key):
+    return key.to(tl.uint64, bitcast=True) ^ (tl.full([1], 1, tl.uint64) << 63)
+
+
+@triton.jit
+def _kth_largest(keys, count, wanted, BLOCK: tl.constexpr):
+    """The `wanted`-th largest of `count` keys as an unsigned (1,), eight bits at a time."""
+    prefix = tl.zeros([1], dtype=tl.uint64)
+    shift = tl.full([1], 56, tl.uint64)
+    digit = tl.arange(0, 256)
+    for _ in range(8):
+        found = tl.zeros([256], dtype=tl.int32)
+        for start in range(0, count, BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            key = _unsigned(tl.load(keys + place, mask=place < count, other=0)) >> shift
+            same = (place < count) & ((key >> 8) == prefix)
+            found += tl.histogram((key & 255).to(tl.int32), 256, mask=same)
+        above = tl.sum(found, axis=0) - tl.cumsum(found, 0)
+        here = (above < wanted) & (above + found >= wanted)
+        wanted -= tl.sum(tl.where(here, above, 0), axis=0)
+        prefix = (prefix << 8) | tl.sum(tl.where(here, digit, 0), axis=0).to(tl.uint64)
+        shift -= 8
+    return prefix
+
+
+@triton.jit
+def _rank_kernel(
+    logits,
+    query_stride,
+    row_stride,
+    prior,
+    codes,
+    widths,
+    row_branching,
+    row_normaliser,
+    keys,
+    key_rows,
+    histogram,
+    counters,
+    out_nodes,
+    out_parents,
+    out_codes,
+    out_scores,
+    out_level_scores,
+    out_branching,
+    out_counts,
+    candidate_room,
+    CODES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FILL: tl.constexpr,
+    CLEAR: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BINS: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    LIMIT: tl.constexpr,
+    PRIOR: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    program = tl.program_id(0)
+    query = program // PROGRAMS
+    part = program % PROGRAMS
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    listed = tl.load(counters + query * COUNTERS + _CANDIDATES_LISTED)
+    kept = tl.minimum(tl.minimum(tl.load(widths + query), WIDTH), listed)
+    base = query.to(tl.int64) * candidate_room
+    keys += base
+    key_rows += base
+    least = tl.zeros([1], dtype=tl.uint64)
+    if listed > LIMIT:
+        least = _kth_largest(keys, listed, kept, 2048)
+    for start in range(part * CHUNK, listed, PROGRAMS * CHUNK):
+        place = start + tl.arange(0, CHUNK)
+        key = tl.load(keys + place, mask=place < listed, other=0)
+        alive = (place < listed) & (_unsigned(key) >= least)
+        if tl.max(alive.to(tl.int32), axis=0) > 0:
+            # What only the key decides is asked for before the long comparison.
+            row = tl.load(key_rows + place, mask=alive, other=0)
+            child = ~key.to(tl.int32)
+            code = tl.load(codes + child, mask=alive, other=0).to(tl.int32)
+            branching = tl.load(row_branching + query * WIDTH + row, mask=alive, other=0)
+            normaliser = tl.load(row_normaliser + query * WIDTH + row, mask=alive, other=0.0)
+            logit = tl.load(
+                logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride + code,
+                mask=alive,
+                other=0.0,
+            ).to(tl.float32)
+            if PRIOR:
+                logit += tl.load(prior + query * CODES + code, mask=alive, other=0.0)
+            rank = tl.zeros([CHUNK], dtype=tl.int32)
+            for other_start in range(0, listed, BLOCK):
+                other_place = other_start + tl.arange(0, BLOCK)
+                other = tl.load(keys + other_place, mask=other_place < listed, other=0)
+                larger = (other[None, :] > key[:, None]) & (other_place < listed)[None, :]
+                rank += tl.sum(larger.to(tl.int32), axis=1)
+            target = query * WIDTH + rank
+            won = alive & (rank < kept)
+            tl.store(out_nodes + target, child, mask=won)
+            tl.store(out_parents + target, row, mask=won)
+            tl.store(out_codes + target, code, mask=won)
+            tl.store(out_scores + target, _score_of((key >> 32).to(tl.int32)), mask=won)
+            tl.store(out_level_scores + target, logit - normaliser, mask=won)
+            tl.store(out_branching + target, branching, mask=won)
+    place = part * FILL + tl.arange(0, FILL)
+    empty = (place >= kept) & (place < WIDTH)
+    target = query * WIDTH + place
+    tl.store(out_nodes + target, tl.full([FILL], -1, tl.int32), mask=empty)
+    tl.store(out_parents + target, tl.full([FILL], -1, tl.int32), mask=empty)
+    tl.store(out_codes + target, tl.full([FILL], -1, tl.int32), mask=empty)
+    minus_infinity = tl.full([FILL], -float("inf"), tl.float32)
+    tl.store(out_scores + target, minus_infinity, mask=empty)
+    tl.store(out_level_scores + target, minus_infinity, mask=empty)
+    tl.store(out_branching + target, tl.zeros([FILL], tl.int32), mask=empty)
+    number = part * CLEAR + tl.arange(0, CLEAR)
+    tl.store(histogram + query * BINS + number, tl.zeros([CLEAR], tl.int32), mask=number < BINS)
+    # All programs of the query have read its counters when the last one is done.
+    tl.debug_barrier()
+    counter = counters + query * COUNTERS
+    if tl.atomic_add(counter + _RANKS_DONE, 1) == PROGRAMS - 1:
+        tl.store(out_counts + query, kept)
+        tl.store(counter + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], tl.int32))
