@@ -1,27 +1,19 @@
-"""The scoring rule: log softmax over one level's whole codebook, prior included."""
+"""What a search may ask of the scoring rule: prompts that fit, and their priors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from decoding.engine import Prompt
 from index.errors import ConfigError
 
 
-def level_log_probabilities(logits: Tensor, prior: Tensor | None = None) -> Tensor:
-    """(rows, K) logits and prior → float32 (rows, K) log-probabilities, each ≤ 0."""
-    exact = logits.float()
-    return torch.log_softmax(exact if prior is None else exact + prior, dim=-1)
-
-
 def stacked_priors(
-    prompts: Sequence[Prompt], level_sizes: Sequence[int], device: torch.device
-) -> tuple[Tensor, ...] | None:
+    prompts: Sequence[Prompt], level_sizes: Sequence[int]
+) -> tuple[NDArray[np.float32], ...] | None:
     """Per level float32 (prompts, K_l), zero for prompts without a prior; None if none has one."""
     if all(prompt.level_prior is None for prompt in prompts):
         return None
@@ -31,7 +23,7 @@ def stacked_priors(
     for row, prompt in enumerate(prompts):
         for level, prior in enumerate(prompt.level_prior or ()):
             stacked[level][row] = prior
-    return tuple(torch.from_numpy(prior).to(device) for prior in stacked)
+    return tuple(stacked)
 
 
 def check_prompt(prompt: Prompt, level_sizes: Sequence[int], vocabulary: int, longest: int) -> None:

@@ -6,46 +6,68 @@ Reordering beams therefore moves a few integers a row, never keys or values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from decoding.native.kernels import Array, raw
+from decoding.weights import DecoderShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ContextKV:
-    """Prompts of a wave, padded on the right to T.
+    """Prompts of a wave, padded on the right to T with zeros.
 
-    keys[layer] (Q·key_heads, head_dim, T); values[layer] (Q·key_heads, T, head_dim); lengths int64
-    (Q,); bias (Q, 1, 1, T): 0 on the prompt, very small on padding, None where nothing is padded.
+    keys[layer] and values[layer] (Q·key_heads, T, head_dim); lengths int64 (Q,).
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    lengths: Tensor
-    bias: Tensor | None
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def empty(
+        cls, shape: DecoderShape, lengths: NDArray[np.int64], dtype: torch.dtype
+    ) -> ContextKV:
+        """Room for prompts of these lengths."""
+        size = (len(lengths) * shape.key_heads, int(lengths.max()), shape.head_dim)
+        # A padded value is multiplied by zero, so it has to be a number.
+        make = torch.empty if int(lengths.min()) == size[1] else torch.zeros
+        keys, values = (
+            [make(size, dtype=dtype) for _ in range(shape.layers)] for _ in ("keys", "values")
+        )
+        return cls(keys, values, lengths)
 
 
-@dataclass(slots=True, eq=False)
 class BeamKV:
-    """Generated positions of all rows of a wave.
+    """Generated positions of all rows of a wave: at most `steps` of at most `rows` rows.
 
-    `steps[s][layer]` = keys and values (rows of step s, key_heads, head_dim). `ancestry[s]` int64
-    (rows,): the row of step s that each present row descends from.
+    keys[layer] and values[layer] (steps, rows, key_heads, head_dim), as the kernels read them.
+    ancestry int64 (steps so far, present rows): the row of each step that a present row descends
+    from.
     """
 
-    steps: list[list[tuple[Tensor, Tensor]]] = field(
-        default_factory=list[list[tuple[Tensor, Tensor]]]
-    )
-    ancestry: list[Tensor] = field(default_factory=list[Tensor])
+    def __init__(self, shape: DecoderShape, steps: int, rows: int, dtype: torch.dtype) -> None:
+        size = (steps, rows, shape.key_heads, shape.head_dim)
+        self.keys: list[Array] = []
+        self.values: list[Array] = []
+        for _ in range(shape.layers):
+            self.keys.append(raw(torch.empty(size, dtype=dtype)))
+            self.values.append(raw(torch.empty(size, dtype=dtype)))
+        self.ancestry = np.zeros((0, rows), dtype=np.int64)
 
-    def begin(self, parents: Tensor) -> None:
+    @property
+    def steps(self) -> int:
+        """Positions generated so far."""
+        return len(self.ancestry)
+
+    def begin(self, parents: NDArray[np.int64]) -> None:
         """The next generated position. `parents` int64 (rows,): row of the step before (of the
         prompts, at first) that each new row continues."""
-        self.ancestry = [rows[parents] for rows in self.ancestry]
-        self.ancestry.append(torch.arange(len(parents), device=parents.device))
-        self.steps.append([])
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Keys and values of the present position, of the next layer."""
-        self.steps[-1].append((keys, values))
+        rows = np.arange(len(parents), dtype=np.int64)
+        # Before the first step there is no ancestor to follow.
+        older = self.ancestry[:, parents] if self.steps else self.ancestry[:, : len(parents)]
+        self.ancestry = np.concatenate((older, rows[None]))

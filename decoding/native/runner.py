@@ -10,18 +10,19 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from decoding.beam import Beam, check_filter
+from decoding.beam import Beam, Growth, check_filter, grow_all
 from decoding.engine import Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded
+from decoding.expand import base_of
 from decoding.native.kv import BeamKV
 from decoding.native.transformer import Decoder
-from decoding.scoring import check_prompt, level_log_probabilities, stacked_priors
+from decoding.scoring import check_prompt, stacked_priors
 from decoding.weights import DecoderWeights
 from index.errors import ArtifactError, ConfigError
 from index.live.trie import AnyTrie
@@ -137,55 +138,68 @@ class Runner:
             Beam(search.trie or self.trie, search.beam_width, search.filter) for search in searches
         ]
         prompts = [search.prompt for search in searches]
-        layout, device = self.trie.layout, self.decoder.device
-        priors = stacked_priors(prompts, layout.level_sizes, device)
+        layout = self.trie.layout
+        priors = stacked_priors(prompts, layout.level_sizes)
         context, hidden = self.decoder.prefill([prompt.token_ids for prompt in prompts])
-        generated = BeamKV()
+        generated = self._room(beams)
         for level, offset in enumerate(self.weights.sid_offset):
-            counts = [len(beam) for beam in beams]
-            prior = None if priors is None else _repeat(priors[level], counts)
-            logits = self.decoder.level_logits(hidden, level)
-            # The one wait for the device in each level.
-            scores = level_log_probabilities(logits, prior).cpu().numpy()
-            parents, codes = self._grow(searches, beams, results, scores, counts)
+            starts = [0, *np.cumsum([len(beam) for beam in beams])[:-1].tolist()]
+            for row, (search, beam) in enumerate(zip(searches, beams, strict=True)):
+                if len(beam) and not _lives(search, row, results):
+                    beam.drop()
+            logits = self.decoder.level_logits(hidden, level).numpy()
+            prior = None if priors is None else priors[level]
+            parents, codes = _grow(beams, logits, prior, starts)
             if not len(codes):
                 break
             if level < layout.levels - 1:
-                hidden = self.decoder.step(
-                    torch.from_numpy(codes + offset).to(device),
-                    torch.from_numpy(parents).to(device),
-                    [len(beam) for beam in beams],
-                    context,
-                    generated,
-                )
+                counts = [len(beam) for beam in beams]
+                hidden = self.decoder.step(codes + offset, parents, counts, context, generated)
         for row, (search, beam) in enumerate(zip(searches, beams, strict=True)):
             if results[row] is None and not search.cancelled():
                 results[row] = beam.hypotheses()
         return results
 
-    def _grow(
-        self,
-        searches: Sequence[Search],
-        beams: Sequence[Beam],
-        results: list[Hypotheses | DeadlineExceeded | None],
-        scores: NDArray[np.float32],
-        counts: Sequence[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """One level down for every beam that somebody still waits for → parents' rows in the wave
-        and codes, both int64 (rows,)."""
-        parents: list[NDArray[np.int64]] = []
-        codes: list[NDArray[np.int64]] = []
-        start = 0
-        for row, (search, beam, count) in enumerate(zip(searches, beams, counts, strict=True)):
-            if count and _lives(search, row, results):
-                step = beam.grow(scores[start : start + count])
-                parents.append(step.parents + start)
-                codes.append(step.codes)
-            else:
-                beam.drop()
-            start += count
-        empty = np.zeros(0, dtype=np.int64)
-        return np.concatenate(parents or [empty]), np.concatenate(codes or [empty])
+    def _room(self, beams: Sequence[Beam]) -> BeamKV:
+        """For the generated positions of all beams; the last level's codes are never read back."""
+        rows = sum(min(beam.width, beam.trie.n_leaves) for beam in beams)
+        steps = self.trie.layout.levels - 1
+        return BeamKV(self.weights.shape, steps, rows, self.decoder.dtype)
+
+
+def make_runner(weights: DecoderWeights, trie: Trie) -> Runner:
+    """The runner for the device that the weights are on."""
+    if weights.device.type == "cuda":
+        # Needs Triton, which machines without a GPU need not have.
+        from decoding.cuda.runner import CudaRunner
+
+        return cast(Runner, CudaRunner(weights, trie))
+    return Runner(weights, trie)
+
+
+def _grow(
+    beams: Sequence[Beam],
+    logits: NDArray[np.float32],
+    priors: NDArray[np.float32] | None,
+    starts: Sequence[int],
+) -> Growth:
+    """`grow_all`, also of beams whose tries have different bases, as while one is replaced."""
+    by_base: dict[int, list[int]] = {}
+    for row, beam in enumerate(beams):
+        by_base.setdefault(id(base_of(beam.trie)), []).append(row)
+    if len(by_base) == 1:
+        return grow_all(beams, logits, priors, starts=starts)
+    for rows in by_base.values():
+        own = None if priors is None else priors[rows]
+        grow_all([beams[row] for row in rows], logits, own, starts=[starts[row] for row in rows])
+    grown = [
+        (beam.steps[-1], start) for beam, start in zip(beams, starts, strict=True) if len(beam)
+    ]
+    parents, codes = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    return Growth(
+        np.concatenate([parents, *(step.parents + start for step, start in grown)]),
+        np.concatenate([codes, *(step.codes for step, _ in grown)]),
+    )
 
 
 def _lives(search: Search, row: int, results: list[Hypotheses | DeadlineExceeded | None]) -> bool:
@@ -197,9 +211,3 @@ def _lives(search: Search, row: int, results: list[Hypotheses | DeadlineExceeded
         results[row] = DeadlineExceeded(f"the search was {late * 1000:.0f} ms late and was dropped")
         return False
     return True
-
-
-def _repeat(prior: Tensor, counts: Sequence[int]) -> Tensor:
-    """(prompts, K) → (rows, K)."""
-    repeats = torch.tensor(counts, device=prior.device)
-    return torch.repeat_interleave(prior, repeats, dim=0, output_size=sum(counts))

@@ -1,0 +1,327 @@
+"""The decoder's arithmetic between its matrix products, each piece in one pass over the rows.
+
+Arrays are float32, or bfloat16 as the upper halves of float32 in uint16; sums and functions are
+float32 in either case. Rows of queries lie in slots (see rows.py): head h of row r is at
+first[r] + h·stride[r].
+
+Kernels release the interpreter lock and use one thread; their caller owns the parallelism.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+# Sums may be reordered; infinities keep their meaning.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}
+_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+_SMALLEST = np.int32(-0x7F000000)
+_LOG2_E = np.float32(1.44269504)
+_FLOOR = np.float32(-126.0)
+# 2ʳ on [-½, ½], minimax in relative error 2e-8.
+_C1, _C2, _C3 = np.float32(0.69314718), np.float32(0.24022651), np.float32(0.05550357)
+_C4, _C5, _C6 = np.float32(0.00961813), np.float32(0.00133988), np.float32(0.00015403)
+
+
+def raw(tensor: Tensor) -> Array:
+    """A tensor's memory as the kernels read it."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _wide(value: Any) -> Any:
+    """An element of either type as float32; exists in compiled code only."""
+    raise NotImplementedError
+
+
+def _put(target: Any, index: Any, value: Any) -> None:
+    """target[index] = value, rounded to nearest even where the target is bfloat16."""
+    raise NotImplementedError
+
+
+def _wide_narrow(value: Any) -> Any:
+    return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+
+
+def _wide_exact(value: Any) -> Any:
+    return np.float32(value)
+
+
+@overload(_wide)
+def _overload_wide(value: Any) -> Any:
+    return _wide_narrow if value == types.uint16 else _wide_exact
+
+
+def _put_narrow(target: Any, index: Any, value: Any) -> None:
+    bits = np.float32(value).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
+    target[index] = np.uint16(rounded >> np.uint32(16))
+
+
+def _put_exact(target: Any, index: Any, value: Any) -> None:
+    target[index] = value
+
+
+@overload(_put)
+def _overload_put(target: Any, index: Any, value: Any) -> Any:
+    return _put_narrow if target.dtype == types.uint16 else _put_exact
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _exponential(x: np.float32) -> np.float32:
+    """eˣ for x ≤ 0."""
+    scaled = max(np.float32(x * _LOG2_E), _FLOOR)
+    whole = np.int32(scaled - _HALF)  # Truncation: nearest, as it is not positive.
+    r = np.float32(scaled - np.float32(whole))
+    power = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+    return np.float32(power * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def normalise(state: Floats, weight: Floats, epsilon: float, out: Array) -> None:
+    """RMSNorm of `state` (rows, d) into `out` (rows, d)."""
+    rows, width = state.shape
+    for row in range(rows):
+        line, target = state[row], out[row]
+        total = _ZERO
+        for i in range(width):
+            total += line[i] * line[i]
+        scale = _ONE / np.sqrt(np.float32(total / np.float32(width) + np.float32(epsilon)))
+        for i in range(width):
+            _put(target, i, line[i] * scale * weight[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def add_and_normalise(
+    state: Floats, change: Array, weight: Floats, epsilon: float, out: Array
+) -> None:
+    """state += change, both (rows, d); then its RMSNorm into `out`."""
+    rows, width = state.shape
+    for row in range(rows):
+        line, more, target = state[row], change[row], out[row]
+        total = _ZERO
+        for i in range(width):
+            value = line[i] + _wide(more[i])
+            line[i] = value
+            total += value * value
+        scale = _ONE / np.sqrt(np.float32(total / np.float32(width) + np.float32(epsilon)))
+        for i in range(width):
+            _put(target, i, line[i] * scale * weight[i])
+
+
+# Below, heads are seen as two halves, (…, 2, D / 2), which is how rotation pairs them. Loops are
+# kept small and over few arrays: where the compiler has more than a few overlaps to rule out, or a
+# view to count, none of it is vectorised.
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def place_queries(
+    projected: Array,
+    weight: Floats,
+    epsilon: float,
+    cosine: Floats,
+    sine: Floats,
+    positions: Indices,
+    first: Indices,
+    stride: Indices,
+    out: Array,
+) -> None:
+    """Query heads, normalised and rotated, into their slots.
+
+    `projected` (rows, ≥ H, 2, D / 2), queries first; `weight` (H, 2, D / 2); `cosine`, `sine`
+    (positions, D / 2); `out` (slots, 2, D / 2).
+    """
+    heads, _, half = weight.shape
+    low, high = np.empty(half, dtype=np.float32), np.empty(half, dtype=np.float32)
+    for row in range(len(projected)):
+        at = positions[row]
+        for head in range(heads):
+            slot = first[row] + head * stride[row]
+            total = _ZERO
+            for i in range(half):
+                low[i] = _wide(projected[row, head, 0, i])
+                high[i] = _wide(projected[row, head, 1, i])
+                total += low[i] * low[i] + high[i] * high[i]
+            mean = np.float32(total / np.float32(2 * half))
+            scale = _ONE / np.sqrt(np.float32(mean + np.float32(epsilon)))
+            for i in range(half):
+                low[i] *= scale * weight[head, 0, i]
+            for i in range(half):
+                high[i] *= scale * weight[head, 1, i]
+            for i in range(half):
+                _put(out, (slot, 0, i), low[i] * cosine[at, i] - high[i] * sine[at, i])
+            for i in range(half):
+                _put(out, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def place_keys(
+    projected: Array,
+    queries: int,
+    weight: Floats,
+    epsilon: float,
+    cosine: Floats,
+    sine: Floats,
+    positions: Indices,
+    first: Indices,
+    stride: Indices,
+    keys: Array,
+    values: Array,
+) -> None:
+    """Key heads, normalised and rotated, and value heads, into `keys` and `values` (…, 2, D / 2).
+
+    In `projected`, as above, they follow `queries` query heads. Key head c of a row goes to
+    first + c·stride.
+    """
+    heads, _, half = weight.shape
+    low, high = np.empty(half, dtype=np.float32), np.empty(half, dtype=np.float32)
+    for row in range(len(projected)):
+        at = positions[row]
+        for head in range(heads):
+            slot = first[row] + head * stride[row]
+            source = queries + head
+            total = _ZERO
+            for i in range(half):
+                low[i] = _wide(projected[row, source, 0, i])
+                high[i] = _wide(projected[row, source, 1, i])
+                total += low[i] * low[i] + high[i] * high[i]
+            mean = np.float32(total / np.float32(2 * half))
+            scale = _ONE / np.sqrt(np.float32(mean + np.float32(epsilon)))
+            for i in range(half):
+                low[i] *= scale * weight[head, 0, i]
+            for i in range(half):
+                high[i] *= scale * weight[head, 1, i]
+            for i in range(half):
+                _put(keys, (slot, 0, i), low[i] * cosine[at, i] - high[i] * sine[at, i])
+            for i in range(half):
+                _put(keys, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
+            source += heads
+            for i in range(half):
+                values[slot, 0, i] = projected[row, source, 0, i]
+            for i in range(half):
+                values[slot, 1, i] = projected[row, source, 1, i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _ordered(bits: np.int32) -> np.int32:
+    """Bits of floats ↔ integers in the same order: integer maxima are vectorised, float ones are
+    not. Its own inverse."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def soften(
+    scores: Array,
+    queries: Array,
+    offset: int,
+    begin: int,
+    end: int,
+    first: Indices,
+    stride: Indices,
+    visible: Indices,
+    keys: Array,
+    ancestry: Indices,
+    own: Floats,
+) -> None:
+    """Softmax over the context and the row's own generated positions, for rows begin…end.
+
+    `scores` (block's slots, T) in place: products with the context, of which a row sees the first
+    `visible[row]`; the rest becomes 0. The block's slots begin at `offset`. `queries` (slots, D);
+    `keys` (steps, rows, C, D); `ancestry` (steps so far, rows): whose key a row continues. `own`
+    (rows, H, steps) receives the weights of generated positions.
+    """
+    heads = own.shape[1]
+    group = heads // keys.shape[2]
+    steps, size, longest = len(ancestry), queries.shape[1], scores.shape[1]
+    exact = np.empty(longest, dtype=np.float32)
+    for row in range(begin, end):
+        seen = visible[row]
+        for head in range(heads):
+            slot = first[row] + head * stride[row]
+            line, share = scores[slot - offset], own[row, head]
+            largest = _SMALLEST
+            for t in range(seen):
+                value = _wide(line[t])
+                exact[t] = value
+                largest = max(largest, _ordered(np.float32(value).view(np.int32)))
+            highest = _ordered(largest).view(np.float32)
+            query = queries[slot]
+            for step in range(steps):
+                key = keys[step, ancestry[step, row], head // group]
+                dot = _ZERO
+                for i in range(size):
+                    dot += _wide(query[i]) * _wide(key[i])
+                share[step] = dot
+                highest = max(highest, dot)
+            total = _ZERO
+            for t in range(seen):
+                value = _exponential(exact[t] - highest)
+                exact[t] = value
+                total += value
+            for step in range(steps):
+                share[step] = _exponential(share[step] - highest)
+                total += share[step]
+            scale = _ONE / total
+            for t in range(seen):
+                _put(line, t, exact[t] * scale)
+            for t in range(seen, longest):
+                _put(line, t, _ZERO)
+            for step in range(steps):
+                share[step] *= scale
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def blend(
+    mixed: Array,
+    offset: int,
+    begin: int,
+    end: int,
+    first: Indices,
+    stride: Indices,
+    values: Array,
+    ancestry: Indices,
+    own: Floats,
+    out: Array,
+) -> None:
+    """What rows begin…end take from the context, `mixed` (block's slots, D), plus their own
+    generated positions' shares of `values` (steps, rows, C, D), into `out` (rows, H·D)."""
+    heads, size = own.shape[1], mixed.shape[1]
+    group = heads // values.shape[2]
+    exact = np.empty(size, dtype=np.float32)
+    for row in range(begin, end):
+        for head in range(heads):
+            line = mixed[first[row] + head * stride[row] - offset]
+            for i in range(size):
+                exact[i] = _wide(line[i])
+            for step in range(len(ancestry)):
+                value = values[step, ancestry[step, row], head // group]
+                share = own[row, head, step]
+                for i in range(size):
+                    exact[i] += share * _wide(value[i])
+            target = out[row, head * size : (head + 1) * size]
+            for i in range(size):
+                _put(target, i, exact[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def gate(both: Array, out: Array) -> None:
+    """silu(g)·u of `both` = (g, u), (rows, 2·I), into `out` (rows, I)."""
+    rows, width = out.shape
+    for row in range(rows):
+        gates, ups, target = both[row, :width], both[row, width:], out[row]
+        for i in range(width):
+            x = _wide(gates[i])
+            small = _exponential(-abs(x))
+            # The logistic function from e^-|x| alone, so that nothing overflows.
+            share = (small if x < _ZERO else _ONE) / (_ONE + small)
+            _put(target, i, x * share * _wide(ups[i]))
