@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -38,7 +39,9 @@ FIRST_ROW, ROWS, FIRST_LOGITS, PRIOR, WIDTH, FIRST_SLOT, BITS = range(7)
 ADDED, ADDED_PARENTS, ADDED_STARTS, ADDED_CODES = range(7, 11)
 COLUMNS = 11
 
+# Codes are compared in blocks; the bits of a block are one word.
 _BLOCK = 64
+_INT32 = ir.IntType(32)
 # Rows with more children are searched from the codes, not from the children.
 _MANY_CHILDREN = 48
 _MIN_BUFFER = 256
@@ -129,6 +132,48 @@ def _trailing_zeros(_typing: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
+def _load_block(builder: Any, address: Any, element: Any) -> Any:
+    pointer = builder.inttoptr(address, ir.VectorType(element, _BLOCK).as_pointer())
+    return builder.load(pointer, align=4)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """A block that has the value in every place."""
+    block = ir.VectorType(value.type, _BLOCK)
+    one = builder.insert_element(ir.Constant(block, ir.Undefined), value, ir.IntType(32)(0))
+    places = ir.Constant(ir.VectorType(ir.IntType(32), _BLOCK), None)
+    return builder.shuffle_vector(one, ir.Constant(block, ir.Undefined), places)
+
+
+@intrinsic
+def _block_maximum(_typing: Any, address: Any) -> Any:
+    """The largest of the float32 block at an address, as an ordered integer."""
+
+    # Integers, since then a NaN needs no care.
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        raw = _load_block(builder, arguments[0], _INT32)
+        sign = builder.ashr(raw, _splat(builder, _INT32(31)))
+        ordered = builder.xor(raw, builder.and_(sign, _splat(builder, _INT32(0x7FFFFFFF))))
+        kind = ir.FunctionType(_INT32, [ordered.type])
+        name = f"llvm.vector.reduce.smax.v{_BLOCK}i32"
+        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(reduce, [ordered])
+
+    return types.int32(address), generate
+
+
+@intrinsic
+def _block_above(_typing: Any, address: Any, threshold: Any) -> Any:
+    """One bit for each of the float32 block at an address: whether it reaches the threshold."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        values = _load_block(builder, arguments[0], ir.FloatType())
+        above = builder.fcmp_ordered(">=", values, _splat(builder, arguments[1]))
+        return builder.bitcast(above, ir.IntType(_BLOCK))
+
+    return types.uint64(address, types.float32), generate
+
+
 @njit(cache=True, nogil=True, inline="always")
 def _worse(score: np.float32) -> np.uint64:
     """Unsigned integers, larger for worse scores; adding zero makes -0 and 0 one number."""
@@ -168,22 +213,13 @@ def _ordered(raw: np.int32) -> np.int32:
 
 
 @njit(cache=True, nogil=True)
-def _block_maximum(raw: NDArray[np.int32], first: int) -> np.int32:
-    largest = np.int32(-0x80000000)
-    for position in range(_BLOCK):
-        largest = max(largest, _ordered(raw[first + position]))
-    return largest
-
-
-@njit(cache=True, nogil=True)
 def _maxima(values: Floats, blocks: NDArray[np.int32]) -> np.float32:
     """Fills the maximum of each block of codes, as ordered integers; returns the largest."""
-    # Integers, since a float maximum that must mind NaN is not vectorised.
     raw = values.view(np.int32)
     whole = len(values) // _BLOCK
     overall = np.int32(-0x80000000)
     for block in range(whole):
-        blocks[block] = _block_maximum(raw, block * _BLOCK)
+        blocks[block] = _block_maximum(values.ctypes.data + block * _BLOCK * 4)
         overall = max(overall, blocks[block])
     if whole * _BLOCK < len(values):
         largest = np.int32(-0x80000000)
@@ -222,15 +258,12 @@ def _log_sum(values: Floats, maximum: np.float32) -> np.float32:
 @njit(cache=True, nogil=True)
 def _codes_above(values: Floats, first: int, threshold: np.float32) -> np.uint64:
     """One bit per code of the block at `first`: whether its value reaches the threshold."""
-    word = np.uint64(0)
     if first + _BLOCK <= len(values):
-        for position in range(_BLOCK):
-            above = np.uint64(values[first + position] >= threshold)
-            word |= above << np.uint64(position)
-    else:
-        for position in range(len(values) - first):
-            above = np.uint64(values[first + position] >= threshold)
-            word |= above << np.uint64(position)
+        return _block_above(values.ctypes.data + first * 4, threshold)
+    word = np.uint64(0)
+    for position in range(len(values) - first):
+        above = np.uint64(values[first + position] >= threshold)
+        word |= above << np.uint64(position)
     return word
 
 
@@ -323,6 +356,13 @@ def _count(allowed: NDArray[np.uint8], first: int, end: int) -> int:
     for node in range(first, end):
         count += allowed[node]
     return count
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _row_of(matrix: Floats, row: int) -> Floats:
+    """A row, without the reference count that a slice would take and give back."""
+    width = matrix.shape[1]
+    return carray(_pointer(matrix.ctypes.data + 4 * row * width), (width,), dtype=np.float32)
 
 
 @njit(cache=True, nogil=True)
@@ -464,27 +504,30 @@ def _select(
     code_bits = _code_bits(codebook)
     width = table[WIDTH]
     allowed = _allowed_of(table)
-    own = np.empty(codebook if table[PRIOR] >= 0 else 0, dtype=np.float32)
+    own = np.empty((1, codebook if table[PRIOR] >= 0 else 0), dtype=np.float32)
     blocks = np.empty((codebook + _BLOCK - 1) // _BLOCK, dtype=np.int32)
     buffer = np.empty(width + max(width, _MIN_BUFFER), dtype=np.uint64)
     # Keys from the bound on cannot win: `width` better ones were seen.
     count, bound = 0, _WORST
     order = _best_first(table, rows)
+    # Arrays taken out of a tuple within the loop would be counted each time.
+    codes, scores, ranks, firsts, ends = level.codes, rows.scores, rows.ranks, rows.first, rows.end
+    nodes, maxima, log_sums = rows.nodes, rows.maximum, rows.log_sum
     for place in range(part, len(order), parts):
         row = order[place]
-        score = rows.scores[row]
+        score = scores[row]
         if score < _bound_score(bound):
             break
-        first, end = rows.first[row], rows.end[row]
-        first_added, end_added = _added_run(table, rows.nodes[row]) if table[ADDED] else (0, 0)
+        first, end = firsts[row], ends[row]
+        first_added, end_added = _added_run(table, nodes[row]) if table[ADDED] else (0, 0)
         if first == end and first_added == end_added:
             continue
-        values = logits[row - table[FIRST_ROW] + table[FIRST_LOGITS]]
+        values = _row_of(logits, row - table[FIRST_ROW] + table[FIRST_LOGITS])
         if table[PRIOR] >= 0:
-            prior = priors[table[PRIOR]]
+            prior = _row_of(priors, table[PRIOR])
             for code in range(codebook):
-                own[code] = values[code] + prior[code]
-            values = own
+                own[0, code] = values[code] + prior[code]
+            values = _row_of(own, 0)
         searched = bound != _WORST and end - first > _MANY_CHILDREN
         maximum, log_sum = np.float32(0.0), np.float32(0.0)
         if not normalised or searched:
@@ -494,22 +537,20 @@ def _select(
                 # The best code's log-probability is -log_sum.
                 if score - log_sum < _bound_score(bound):
                     continue
-        rows.maximum[row], rows.log_sum[row] = maximum, log_sum
-        tie = np.uint64(rows.ranks[row]) << np.uint64(code_bits)
+        maxima[row], log_sums[row] = maximum, log_sum
+        tie = np.uint64(ranks[row]) << np.uint64(code_bits)
         one = Row(values, score, maximum, log_sum, tie)
         if searched:
             count, bound = _search(
-                one, blocks, level.codes, first, end, allowed, buffer, count, bound, width
+                one, blocks, codes, first, end, allowed, buffer, count, bound, width
             )
         else:
-            count, bound = _scan(
-                one, level.codes, first, end, allowed, 0, buffer, count, bound, width
-            )
+            count, bound = _scan(one, codes, first, end, allowed, 0, buffer, count, bound, width)
         if first_added < end_added:
-            codes = carray(_pointer(table[ADDED_CODES]), (end_added,), dtype=np.uint16)
-            n_base = len(level.codes)
+            added = carray(_pointer(table[ADDED_CODES]), (end_added,), dtype=np.uint16)
+            n_base = len(codes)
             count, bound = _scan(
-                one, codes, first_added, end_added, allowed, n_base, buffer, count, bound, width
+                one, added, first_added, end_added, allowed, n_base, buffer, count, bound, width
             )
     if count > width:
         _keep_smallest(buffer, count, width)
