@@ -83,12 +83,17 @@ class _Postings:
     start: NDArray[np.uint32]
     rows: NDArray[np.uint32]
 
+    def rows_of(self, value: str) -> NDArray[np.uint32]:
+        """Rows that have the value, ascending."""
+        number = self.values.get(value)
+        if number is None:
+            return self.rows[:0]
+        return self.rows[self.start[number] : self.start[number + 1]]
+
     def mark(self, wanted: Iterable[str], mask: NDArray[np.bool_]) -> None:
         """Set the mask's rows that have one of the values."""
         for value in wanted:
-            number = self.values.get(value)
-            if number is not None:
-                mask[self.rows[self.start[number] : self.start[number + 1]]] = True
+            mask[self.rows_of(value)] = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,6 +243,10 @@ class ItemTable:
     def values(self, name: str) -> list[str]:
         """The distinct values of a filter field, in normal form, sorted."""
         return list(self._fields[name].values)
+
+    def rows_with(self, name: str, value: str) -> NDArray[np.uint32]:
+        """Rows that have a value (in normal form) of a filter field, ascending."""
+        return self._fields[name].rows_of(value)
 
     def mask(self, filters: ItemFilter) -> NDArray[np.bool_]:
         """Rows that hold all conditions, bool (n_items,), read-only; the last masks are kept."""

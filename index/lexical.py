@@ -37,7 +37,8 @@ _VOCABULARY = "vocabulary.json"
 class LexicalIndex:
     """Addends of token t: rows[start[t]:start[t + 1]] (ascending) with impacts alongside.
 
-    `start`: int64 (T + 1,), `rows`: uint32 (P,), `impacts`: float32 (P,), `idf`: float32 (T,).
+    `start`: int64 (T + 1,), `rows`: uint32 (P,), `impacts`: float32 (P,), `idf`: float32 (T,),
+    `lengths`: uint32 (n_items,), tokens of each item; None in an index that was written without.
     """
 
     n_items: int
@@ -48,6 +49,7 @@ class LexicalIndex:
     rows: NDArray[np.uint32]
     impacts: NDArray[np.float32]
     idf: NDArray[np.float32]
+    lengths: NDArray[np.uint32] | None = None
 
     @classmethod
     def build(
@@ -62,16 +64,33 @@ class LexicalIndex:
             tokens = words(text)
             length_list.append(len(tokens))
             flat.extend([vocabulary.setdefault(token, len(vocabulary)) for token in tokens])
-        n_items, n_tokens = len(length_list), len(vocabulary)
+        n_items = len(length_list)
         lengths = np.array(length_list, dtype=np.int64)
         occurrence = np.array(flat, dtype=np.int64) * max(n_items, 1)
         occurrence += np.repeat(np.arange(n_items), lengths)
         pairs, frequency = np.unique(occurrence, return_counts=True)
         token, row = np.divmod(pairs, max(n_items, 1))
-        n_rows = np.bincount(token, minlength=n_tokens)
+        return cls.from_frequencies(vocabulary, token, row, frequency, lengths, k1=k1, b=b)
+
+    @classmethod
+    def from_frequencies(
+        cls,
+        vocabulary: Mapping[str, int],
+        token: NDArray[np.int64],
+        row: NDArray[np.int64],
+        frequency: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        *,
+        k1: float,
+        b: float,
+    ) -> LexicalIndex:
+        """From how often tokens occur: `token`, `row`, `frequency` (P,), ordered by token, then by
+        row, no pair twice; `lengths` (n_items,)."""
+        n_items = len(lengths)
+        n_rows = np.bincount(token, minlength=len(vocabulary))
         start = np.concatenate([[0], np.cumsum(n_rows)]).astype(np.int64)
-        idf = np.log1p((n_items - n_rows + 0.5) / (n_rows + 0.5))
-        norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1e-9)) if n_items else lengths
+        idf = inverse_frequency(n_items, n_rows)
+        norm = length_norm(lengths, float(lengths.mean()) if n_items else 0.0, k1, b)
         impacts = idf[token] * frequency / (frequency + norm[row])
         return cls(
             n_items,
@@ -82,10 +101,18 @@ class LexicalIndex:
             row.astype(np.uint32),
             impacts.astype(np.float32),
             idf.astype(np.float32),
+            lengths.astype(np.uint32),
         )
 
     def save(self, directory: Path) -> None:
-        arrays = {"start": self.start, "rows": self.rows, "impacts": self.impacts, "idf": self.idf}
+        arrays: dict[str, NDArray[Any]] = {
+            "start": self.start,
+            "rows": self.rows,
+            "impacts": self.impacts,
+            "idf": self.idf,
+        }
+        if self.lengths is not None:
+            arrays["lengths"] = self.lengths
         save_arrays(directory, arrays)
         facts = {"n_items": self.n_items, "k1": self.k1, "b": self.b}
         (directory / _FACTS).write_bytes(orjson.dumps(facts))
@@ -103,11 +130,13 @@ class LexicalIndex:
         start, rows, impacts, idf = (
             open_array(directory / f"{name}.npy") for name in ("start", "rows", "impacts", "idf")
         )
+        path = directory / "lengths.npy"
+        lengths = open_array(path) if path.exists() else None
         if not (len(tokens) == len(idf) == len(start) - 1 and len(rows) == len(impacts)):
             raise ArtifactError(f"the arrays of {directory} disagree; build the index again")
         vocabulary = {token: number for number, token in enumerate(tokens)}
         n_items, k1, b = int(facts["n_items"]), float(facts["k1"]), float(facts["b"])
-        return cls(n_items, k1, b, vocabulary, start, rows, impacts, idf)
+        return cls(n_items, k1, b, vocabulary, start, rows, impacts, idf, lengths)
 
     def score_all(self, query: str) -> NDArray[np.float32]:
         """Scores of all items, float32 (n_items,); 0 where no token is shared."""
@@ -149,6 +178,31 @@ class LexicalIndex:
         """Σ idf of the query's tokens: no item can score more. 0 if no token is known."""
         return float(self.idf[self._tokens(query)].sum())
 
+    def frequencies(self) -> NDArray[np.int64]:
+        """How often token t occurs in item rows[p], int64 (P,); needs `lengths`.
+
+        An impact is idf · f / (f + norm), and norm depends on the item's length only.
+        """
+        assert self.lengths is not None
+        if self.k1 == 0:
+            return np.ones(len(self.rows), dtype=np.int64)
+        mean = float(self.lengths.mean()) if self.n_items else 0.0
+        norm = length_norm(self.lengths, mean, self.k1, self.b)
+        share = self.impacts / np.repeat(self.idf, np.diff(self.start)).astype(np.float64)
+        return np.rint(share * norm[self.rows] / (1 - share)).astype(np.int64)
+
     def _tokens(self, query: str) -> list[int]:
         known = self.vocabulary
         return [known[token] for token in words(query) if token in known]
+
+
+def inverse_frequency(n_items: int, n_rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """idf of tokens that n_rows (T,) of n_items have, float64 (T,)."""
+    return np.log1p((n_items - n_rows + 0.5) / (n_rows + 0.5))
+
+
+def length_norm(
+    lengths: NDArray[np.integer[Any]], mean: float, k1: float, b: float
+) -> NDArray[np.float64]:
+    """k1·(1 − b + b·length / mean length), float64 (n,)."""
+    return k1 * (1 - b + b * lengths.astype(np.float64) / max(mean, 1e-9))

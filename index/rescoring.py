@@ -25,15 +25,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.catalogue import Catalogue
 from index.errors import ConfigError
-
-if TYPE_CHECKING:
-    from index.snapshot import Snapshot
 
 FEATURES = ("sid", "dense", "lexical", "popularity", "price")
 NON_NEGATIVE = np.array([True, True, True, False, False])
@@ -87,7 +85,7 @@ def features(
     query_text: str,
     rows: NDArray[np.integer[Any]],
     leaf_scores_of_rows: NDArray[np.float32] | None,
-    snapshot: Snapshot,
+    catalogue: Catalogue,
 ) -> NDArray[np.float32]:
     """Features of the candidate items, float32 (n, F), columns as in FEATURES.
 
@@ -97,12 +95,12 @@ def features(
     result = np.zeros((len(rows), len(FEATURES)), dtype=np.float32)
     if leaf_scores_of_rows is not None:
         result[:, 0] = sid_feature(leaf_scores_of_rows)
-    result[:, 1] = snapshot.dense.similarity(query_embedding, rows)
-    bound = snapshot.lexical.upper_bound(query_text)
+    result[:, 1] = catalogue.dense.similarity(query_embedding, rows)
+    bound = catalogue.lexical.upper_bound(query_text)
     if bound > 0:
-        result[:, 2] = snapshot.lexical.scores(query_text, rows) / bound
-    result[:, 3] = snapshot.items.popularity_score[rows]
-    result[:, 4] = price_feature(snapshot.items.price[rows], result[:, 1])
+        result[:, 2] = catalogue.lexical.scores(query_text, rows) / bound
+    result[:, 3] = catalogue.items.popularity_score[rows]
+    result[:, 4] = price_feature(catalogue.items.price[rows], result[:, 1])
     return result
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -42,6 +42,17 @@ from index.text import item_text, normalise
 from index.trie import Trie
 
 KIND = "snapshot"
+
+
+class TextParts(NamedTuple):
+    """How texts become vectors and SIDs: what a merge of changes leaves as it is."""
+
+    encoder: TextEncoder
+    attributes: AttributeDictionary
+    matcher: AttributeMatcher
+    codec: Codec
+
+
 _REPORT = "report.json"
 
 
@@ -119,14 +130,20 @@ class Snapshot:
             )
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = True) -> Snapshot:
+    def open(
+        cls, path: Path | str, *, verify: bool = True, text: TextParts | None = None
+    ) -> Snapshot:
         """Open a published snapshot; with `verify` every file's hash is checked.
 
-        Raises ArtifactError when something is missing, damaged or does not fit.
+        `text`: parts opened before, equal to its own, to use in their place. Raises ArtifactError
+        when something is missing, damaged or does not fit.
         """
         path = Path(path)
         manifest = artifact.read(path, KIND, verify=verify)
-        attributes = AttributeDictionary.open(path / "attributes")
+        if text is None:
+            attributes = AttributeDictionary.open(path / "attributes")
+            matcher, codec = AttributeMatcher(attributes), Codec.open(path / "codec")
+            text = TextParts(open_encoder(path / "encoder"), attributes, matcher, codec)
         snapshot = cls(
             path=path,
             version=manifest.version,
@@ -134,10 +151,10 @@ class Snapshot:
             report=cast(dict[str, Any], orjson.loads((path / _REPORT).read_bytes())),
             keyword_fusion=float(manifest.extra["keyword_fusion"]),
             items=ItemTable.open(path / "items"),
-            encoder=open_encoder(path / "encoder"),
-            attributes=attributes,
-            matcher=AttributeMatcher(attributes),
-            codec=Codec.open(path / "codec"),
+            encoder=text.encoder,
+            attributes=text.attributes,
+            matcher=text.matcher,
+            codec=text.codec,
             trie=Trie.open(path / "trie"),
             postings=Postings.open(path / "postings"),
             dense=DenseIndex.open(path / "dense"),
@@ -153,6 +170,10 @@ class Snapshot:
         if not parts_agree:
             raise ArtifactError(f"the parts of snapshot {path} disagree; build it again")
         return snapshot
+
+    @property
+    def text_parts(self) -> TextParts:
+        return TextParts(self.encoder, self.attributes, self.matcher, self.codec)
 
     @property
     def layout(self) -> SidLayout:
@@ -175,14 +196,19 @@ class Snapshot:
         Similarity is ⟨embedding, Σ_l centroid_l⟩, summed level by level along the trie: exact over
         all legal SIDs. Returns leaves int64 and scores float32, best first, ties by SID order.
         """
+        scores = self.leaf_scores(embedding)
+        leaves = best_rows(scores, n)
+        return leaves, scores[leaves]
+
+    def leaf_scores(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        """⟨embedding, Σ_l centroid_l⟩ of every legal SID, float32 (N,)."""
         trie = self.trie
-        of_code = [level @ embedding.astype(np.float32) for level in self.codec.centroids]
+        of_code = self.codec.level_scores(embedding.astype(np.float32))
         scores = of_code[0][trie.codes[0]]
         for level, starts in enumerate(trie.starts, start=1):
             scores = np.repeat(scores, np.diff(starts.plain()))
             scores += of_code[level][trie.codes[level]]
-        leaves = best_rows(scores, n)
-        return leaves, scores[leaves]
+        return scores
 
 
 def texts_of(items: pa.Table) -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses
+from index.catalogue import Catalogue
 from index.rescoring import RescoringWeights, features, rank, score
-from index.snapshot import Snapshot
 
 
 class Ranked(NamedTuple):
@@ -35,13 +35,13 @@ class Candidates(NamedTuple):
 
 
 def candidates_of(
-    snapshot: Snapshot,
+    catalogue: Catalogue,
     leaves: NDArray[np.int64],
     leaf_scores: NDArray[np.float32],
     item_mask: NDArray[np.bool_] | None = None,
 ) -> Candidates:
     """The items of leaves (best first), those outside `item_mask` left out."""
-    rows, place = snapshot.postings.rows_of(leaves)
+    rows, place = catalogue.postings.rows_of(leaves)
     rows, place = rows.astype(np.int64), place.astype(np.int64)
     if item_mask is not None:
         kept = item_mask[rows]
@@ -50,14 +50,14 @@ def candidates_of(
 
 
 def rank_candidates(
-    snapshot: Snapshot,
+    catalogue: Catalogue,
     weights: RescoringWeights,
     query_text: str,
     query_embedding: NDArray[np.float32],
     candidates: Candidates,
 ) -> Ranked:
     """Candidates in served order."""
-    table = features(query_embedding, query_text, candidates.rows, candidates.sid_scores, snapshot)
+    table = features(query_embedding, query_text, candidates.rows, candidates.sid_scores, catalogue)
     order = rank(table, weights, candidates.rows)
     return Ranked(
         candidates.rows[order],
@@ -68,7 +68,7 @@ def rank_candidates(
 
 
 def rank_hypotheses(
-    snapshot: Snapshot,
+    catalogue: Catalogue,
     weights: RescoringWeights,
     query_text: str,
     query_embedding: NDArray[np.float32],
@@ -76,5 +76,5 @@ def rank_hypotheses(
     item_mask: NDArray[np.bool_] | None = None,
 ) -> Ranked:
     """The served ranking of one query's hypotheses."""
-    found = candidates_of(snapshot, hypotheses.leaves, hypotheses.scores, item_mask)
-    return rank_candidates(snapshot, weights, query_text, query_embedding, found)
+    found = candidates_of(catalogue, hypotheses.leaves, hypotheses.scores, item_mask)
+    return rank_candidates(catalogue, weights, query_text, query_embedding, found)

@@ -47,15 +47,17 @@ class AddedNodes:
 class LiveTrie:
     """A base trie with added SIDs. Immutable; safe to share between threads.
 
-    `added_keys`: uint64 (n,), `depth`: int64 (n,), `base_node`: int64 (n,), one per added leaf: the
-    packed SID, how many levels of it the base knows, and the base's node there (0 for depth 0).
-    Use `of` and `extended`; they keep the order that the head of this module describes.
+    `added_keys`: uint64 (n,), `depth`, `base_node` and `ids`: int64 (n,), one per added leaf: the
+    packed SID, how many levels of it the base knows, the base's node there (0 for depth 0), and the
+    leaf's place in the order in which SIDs were added. Numbers of leaves change as SIDs are added,
+    their ids never. Use `of` and `extended`; they keep the order that the module's head describes.
     """
 
     base: Trie
     added_keys: NDArray[np.uint64]
     depth: Nodes
     base_node: Nodes
+    ids: Nodes
     added: tuple[AddedNodes, ...]
     node_counts: tuple[int, ...]
 
@@ -66,16 +68,17 @@ class LiveTrie:
         Raises ConfigError for keys outside the layout.
         """
         nothing = np.empty(0, dtype=np.int64)
-        return cls._over(base, np.empty(0, dtype=np.uint64), nothing, nothing).extended(keys)
+        none = cls._over(base, np.empty(0, dtype=np.uint64), nothing, nothing, nothing)
+        return none.extended(keys)
 
     @classmethod
     def _over(
-        cls, base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes
+        cls, base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes, ids: Nodes
     ) -> LiveTrie:
         added = _added_levels(base, keys, depth, base_node)
         counts = zip(base.node_counts, added, strict=True)
         node_counts = tuple(count + len(level.codes) for count, level in counts)
-        return cls(base, keys, depth, base_node, added, node_counts)
+        return cls(base, keys, depth, base_node, ids, added, node_counts)
 
     def extended(self, keys: NDArray[np.uint64]) -> LiveTrie:
         """This trie with further packed SIDs (n,). O(added SIDs), whatever the size of the base.
@@ -84,20 +87,21 @@ class LiveTrie:
         """
         keys = np.unique(np.asarray(keys, dtype=np.uint64))
         _check_keys(self.layout, keys)
-        keys = keys[self._find_added(keys) < 0]
         depth, node = match(self.base, keys)
-        new = depth < self.layout.levels
+        new = (depth < self.layout.levels) & (self._find_added(keys, depth) < 0)
         keys, depth, node = keys[new], depth[new], node[new]
         if not len(keys):
             return self
         order = np.lexsort((keys, -depth))
         keys, depth, node = keys[order], depth[order], node[order]
         place = self._places(keys, depth)
+        ids = len(self.ids) + np.arange(len(keys))
         return LiveTrie._over(
             self.base,
             np.insert(self.added_keys, place, keys),
             np.insert(self.depth, place, depth),
             np.insert(self.base_node, place, node),
+            np.insert(self.ids, place, ids),
         )
 
     @property
@@ -112,7 +116,7 @@ class LiveTrie:
     @property
     def n_bytes(self) -> int:
         """Bytes of the stored arrays, base and added."""
-        own = [self.added_keys, self.depth, self.base_node]
+        own = [self.added_keys, self.depth, self.base_node, self.ids]
         for level in self.added:
             own += [level.parents, level.starts, level.codes]
         return self.base.n_bytes + sum(array.nbytes for array in own)
@@ -123,9 +127,17 @@ class LiveTrie:
         return np.concatenate([self.base.keys, self.added_keys])
 
     @cached_property
-    def _by_key(self) -> Nodes:
-        """Added leaves in the order of their keys."""
-        return np.argsort(self.added_keys)
+    def leaf_of_id(self) -> Nodes:
+        """The leaf of each id, int64 (added SIDs,)."""
+        leaves = np.empty(len(self.ids), dtype=np.int64)
+        leaves[self.ids] = np.arange(self.base.n_leaves, self.n_leaves)
+        return leaves
+
+    @cached_property
+    def _depth_start(self) -> Nodes:
+        """Where the added leaves of depth L - 1, …, 0 begin, and their end; int64 (L + 1,)."""
+        levels = self.layout.levels
+        return np.searchsorted(-self.depth, np.arange(-levels + 1, 2))
 
     def children(self, level: int, nodes: NDArray[np.integer[Any]]) -> tuple[Nodes, Nodes]:
         """First and end of the base children (nodes of `level + 1`), int64; 0, 0 where none."""
@@ -173,8 +185,11 @@ class LiveTrie:
     def find(self, keys: NDArray[np.uint64] | Sequence[int]) -> Nodes:
         """Leaf of each key, int64 (n,); -1 where the SID is not legal."""
         keys = np.asarray(keys, dtype=np.uint64)
-        added = self._find_added(keys)
-        return np.where(added >= 0, added + self.base.n_leaves, self.base.find(keys))
+        depth, node = match(self.base, keys)
+        added = self._find_added(keys, depth)
+        leaf = np.where(depth == self.layout.levels, node, -1)
+        leaf = np.where(added >= 0, added + self.base.n_leaves, leaf)
+        return np.where(_is_within(self.layout, keys), leaf, -1)
 
     def filter(self, leaf_mask: NDArray[np.bool_]) -> TrieFilter:
         """Bits of the nodes, base and added, that lead to an allowed leaf; like `Trie.filter`.
@@ -211,19 +226,20 @@ class LiveTrie:
             bits[level - 1][reached] = True
             raised = reached[reached < self.base.node_counts[level - 1]]
 
-    def _find_added(self, keys: NDArray[np.uint64]) -> Nodes:
-        """Position of each key among the added leaves; -1 where it is not there."""
+    def _find_added(self, keys: NDArray[np.uint64], depth: Nodes) -> Nodes:
+        """Position of each key, of which the base knows `depth` levels, among the added leaves;
+        -1 where it is not there."""
         if not len(self.added_keys):
             return np.full(len(keys), -1, dtype=np.int64)
-        place = np.searchsorted(self.added_keys, keys, sorter=self._by_key)
-        leaf = self._by_key[np.minimum(place, len(self._by_key) - 1)]
-        return np.where(self.added_keys[leaf] == keys, leaf, -1)
+        place = np.minimum(self._places(keys, depth), len(self.added_keys) - 1)
+        return np.where(self.added_keys[place] == keys, place, -1)
 
     def _places(self, keys: NDArray[np.uint64], depth: Nodes) -> Nodes:
-        """Where new leaves go in the order of the added ones, int64."""
-        places = np.empty(len(keys), dtype=np.int64)
-        for value in np.unique(depth):
-            first, end = np.searchsorted(-self.depth, [-value, -value + 1])
+        """Where keys are, or would be inserted, in the order of the added leaves, int64."""
+        places = np.zeros(len(keys), dtype=np.int64)
+        for value in np.unique(depth[depth < self.layout.levels]).tolist():
+            group = self.layout.levels - 1 - value
+            first, end = self._depth_start[group], self._depth_start[group + 1]
             chosen = depth == value
             places[chosen] = first + np.searchsorted(self.added_keys[first:end], keys[chosen])
         return places
@@ -235,7 +251,7 @@ AnyTrie = Trie | LiveTrie
 def match(base: Trie, keys: NDArray[np.uint64]) -> tuple[Nodes, Nodes]:
     """How many levels of each key the trie knows, and its node there (0 for none), int64 (n,)."""
     depth, node = np.zeros((2, len(keys)), dtype=np.int64)
-    if not base.n_leaves:
+    if not base.n_leaves or not len(keys):
         return depth, node
     wanted = base.layout.unpack(keys)
     active = np.arange(len(keys))
@@ -259,23 +275,35 @@ def _added_levels(
     for level in range(layout.levels):
         first = int(np.searchsorted(-depth, -level))
         prefix = keys[first:] >> np.uint64(layout.shifts[level])
-        begins = np.ones(len(prefix), dtype=np.bool_)
-        begins[1:] = prefix[1:] != prefix[:-1]
+        begins = _changes(prefix)
         parent = base_node[first:].copy()
         if above is not None and len(above):
             parent[len(parent) - len(above) :] = above + base.node_counts[level - 1]
-        # A node's parents ascend: base nodes in key order, then added ones in the same order.
-        parents, starts = np.unique(parent[begins], return_index=True)
+        # Parents ascend: base nodes in key order, then added ones in the very same order.
+        parent = parent[begins]
+        starts = np.flatnonzero(_changes(parent))
         codes = prefix[begins] & np.uint64((1 << layout.bits[level]) - 1)
-        starts = np.append(starts, len(codes)).astype(np.int64)
-        levels.append(AddedNodes(parents, starts, codes.astype(np.uint16)))
+        ends = np.append(starts, len(codes))
+        levels.append(AddedNodes(parent[starts], ends, codes.astype(np.uint16)))
         above = np.cumsum(begins) - 1
     return tuple(levels)
 
 
+def _changes(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values differ from the one before them; the first does."""
+    changes = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes
+
+
 def _check_keys(layout: SidLayout, keys: NDArray[np.uint64]) -> None:
     """Raises ConfigError for a key with bits or codes beyond the layout."""
-    used = sum(layout.bits)
-    inside = bool((layout.unpack(keys) < np.array(layout.level_sizes)).all())
-    if not inside or (used < 64 and bool((keys >> np.uint64(used)).any())):
+    inside = (layout.unpack(keys) < np.array(layout.level_sizes)).all()
+    if not (inside and _is_within(layout, keys).all()):
         raise ConfigError(f"an added key lies outside the layout {layout.level_sizes}")
+
+
+def _is_within(layout: SidLayout, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which keys have no bit beyond the layout's."""
+    used = sum(layout.bits)
+    return np.ones(len(keys), dtype=np.bool_) if used == 64 else keys >> np.uint64(used) == 0

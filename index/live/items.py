@@ -1,0 +1,346 @@
+"""The items of a snapshot with changes: added rows behind the base's, numbers that changed.
+
+Base rows keep their numbers; added item i is row `len(base) + i`. Rows are never used again: a
+replaced item is deleted and added. Price, stock and popularity are columns whose values change;
+all other fields of a row stay. Popularity scores are in the scale of the base catalogue.
+"""
+
+# pyarrow has no types of its own: what it returns is unknown to the checker.
+# pyright: reportUnknownParameterType=false
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from index.items import FILTER_FIELDS, UNKNOWN_STOCK, ItemFilter, ItemTable
+from index.live.arrays import Column, Tail
+from index.live.changes import NUMBERS, AddedItem
+from index.text import normalise
+
+
+class PopularityScale(NamedTuple):
+    """Mean and deviation of log(1 + popularity) in the base catalogue."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, popularity: NDArray[np.floating[Any]]) -> PopularityScale:
+        logs = np.log1p(np.maximum(np.nan_to_num(popularity.astype(np.float64)), 0.0))
+        return cls(float(logs.mean()), float(logs.std())) if len(logs) else cls(0.0, 0.0)
+
+    def scores(self, popularity: NDArray[np.float64]) -> NDArray[np.float32]:
+        """z-scores of popularities, NaN where unknown, float32 (n,)."""
+        if self.deviation < 1e-9:
+            return np.zeros(len(popularity), dtype=np.float32)
+        logs = np.log1p(np.maximum(np.nan_to_num(popularity), 0.0))
+        return ((logs - self.mean) / self.deviation).astype(np.float32)
+
+
+class FieldValues(NamedTuple):
+    """Values of one filter field of added items: item `rows[i]` (added items count from 0) has
+    value number `numbers[i]`; rows ascend."""
+
+    rows: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+
+class AddedItems:
+    """What was added to a base, for all of its views: it only grows. One writer.
+
+    Items are kept as JSON: a few objects instead of dozens for each, which the garbage collector
+    would have to visit.
+    """
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+        self.item_ids: list[str] = []
+        self.latest: dict[str, int] = {}
+        """Item id → the last added item of that id."""
+        self.previous = Tail(np.empty(0, dtype=np.int64))
+        """The added item of the same id before this one, -1 for none."""
+        self.numbers: dict[str, dict[str, int]] = {name: {} for name in FILTER_FIELDS}
+        """Field → value in normal form → its number among the added items' values."""
+        self._fields = {
+            name: (Tail(np.empty(0, dtype=np.int64)), Tail(np.empty(0, dtype=np.int64)))
+            for name in FILTER_FIELDS
+        }
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def append(self, added: Sequence[AddedItem]) -> None:
+        first = len(self.payloads)
+        self.payloads.extend(one.payload for one in added)
+        self.item_ids.extend(one.item_id for one in added)
+        previous: list[int] = []
+        for place, one in enumerate(added, first):
+            previous.append(self.latest.get(one.item_id, -1))
+            self.latest[one.item_id] = place
+        self.previous.append(np.array(previous, dtype=np.int64))
+        for name, (rows, numbers) in self._fields.items():
+            known = self.numbers[name]
+            found_rows: list[int] = []
+            found: list[int] = []
+            for place, one in enumerate(added, first):
+                for value in _normal_values(one.item.get(name)):
+                    found_rows.append(place)
+                    found.append(known.setdefault(value, len(known)))
+            rows.append(np.array(found_rows, dtype=np.int64))
+            numbers.append(np.array(found, dtype=np.int64))
+
+    def fields(self) -> dict[str, FieldValues]:
+        """The filter fields as they are now."""
+        return {
+            name: FieldValues(rows.values, numbers.values)
+            for name, (rows, numbers) in self._fields.items()
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveItems:
+    """The items of a view. Immutable; safe to share between threads.
+
+    `alive`: bool (n,), None when nothing was deleted. `popularity`: NaN where unknown.
+    """
+
+    base: ItemTable
+    added: AddedItems
+    n_added: int
+    fields: dict[str, FieldValues]
+    alive: NDArray[np.bool_] | None
+    price: Column[np.float64]
+    stock: Column[np.int64]
+    popularity: Column[np.float64]
+    popularity_score: Column[np.float32]
+    scale: PopularityScale
+
+    @classmethod
+    def of(cls, base: ItemTable) -> LiveItems:
+        """A base without changes."""
+        added = AddedItems()
+        popularity = np.full(len(base), np.nan)
+        if "popularity" in base.table.column_names:
+            column = base.column("popularity").cast(pa.float64())
+            popularity = pc.fill_null(column, np.nan).to_numpy()
+        return cls(
+            base,
+            added,
+            0,
+            added.fields(),
+            None,
+            Column.of(base.price),
+            Column.of(base.stock),
+            Column.of(popularity),
+            Column.of(base.popularity_score),
+            PopularityScale.of(base.popularity),
+        )
+
+    def __len__(self) -> int:
+        """Number of rows, deleted ones too: what masks of rows are as long as."""
+        return len(self.base) + self.n_added
+
+    def item_ids(self, rows: NDArray[np.integer[Any]]) -> list[str]:
+        """Item ids of the given rows."""
+        rows = np.asarray(rows, dtype=np.int64)
+        inside = rows < len(self.base)
+        base = iter(self.base.item_ids(rows[inside]) if inside.any() else ())
+        ids = self.added.item_ids
+        return [
+            next(base) if known else ids[row - len(self.base)]
+            for row, known in zip(rows.tolist(), inside.tolist(), strict=True)
+        ]
+
+    def rows_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Row of each item id, int64; -1 where there is no such item."""
+        rows = self.base.rows_of(item_ids)
+        if self.n_added:
+            latest = self.added.latest
+            added = [latest.get(item_id, -1) for item_id in item_ids]
+            if max(added, default=-1) >= 0:
+                place = np.array(added, dtype=np.int64)
+                previous = self.added.previous.values
+                # Items that were added since this view are not its own.
+                while (late := place >= self.n_added).any():
+                    place[late] = previous[place[late]]
+                rows = np.where(place >= 0, place + len(self.base), rows)
+        if self.alive is not None:
+            rows = np.where((rows >= 0) & self.alive[rows], rows, -1)
+        return rows
+
+    def row_of(self, item_id: str) -> int | None:
+        """Row of an item id, or None."""
+        row = int(self.rows_of([item_id])[0])
+        return row if row >= 0 else None
+
+    def get(self, row: int) -> dict[str, Any]:
+        """All columns of one row as plain Python values; `attributes` becomes a dict."""
+        return self.get_many(np.array([row]))[0]
+
+    def get_many(self, rows: NDArray[np.integer[Any]]) -> list[dict[str, Any]]:
+        """`get` for several rows at once, in the order given; deleted rows as they were."""
+        rows = np.asarray(rows, dtype=np.int64)
+        inside = rows < len(self.base)
+        base = iter(self.base.get_many(rows[inside]) if inside.any() else ())
+        payloads = self.added.payloads
+        items: list[dict[str, Any]] = [
+            next(base) if known else cast(dict[str, Any], orjson.loads(payloads[row]))
+            for row, known in zip((rows - len(self.base) * ~inside).tolist(), inside, strict=True)
+        ]
+        price, stock = self.price[rows].tolist(), self.stock[rows].tolist()
+        popularity = self.popularity[rows].tolist()
+        for place, item in enumerate(items):
+            item["price"] = _known(price[place])
+            item["stock"] = None if stock[place] == UNKNOWN_STOCK else stock[place]
+            item["popularity"] = _known(popularity[place])
+        return items
+
+    def values(self, name: str) -> list[str]:
+        """The distinct values of a filter field, in normal form, sorted; also those that only
+        deleted items have."""
+        n_known = int(self.fields[name].numbers.max(initial=-1)) + 1
+        known = self.added.numbers[name]
+        added = [value for value, number in known.items() if number < n_known]
+        return sorted({*self.base.values(name), *added})
+
+    def rows_with(self, name: str, wanted: Sequence[str], first: int = 0) -> NDArray[np.int64]:
+        """Rows ≥ `first` with one of the values (in normal form) of a filter field, in any order,
+        maybe repeated, deleted ones too."""
+        parts: list[NDArray[Any]] = []
+        if first < len(self.base):
+            for value in wanted:
+                rows = self.base.rows_with(name, value)
+                parts.append(rows[np.searchsorted(rows, first) :])
+        rows, numbers = self.fields[name]
+        known = self.added.numbers[name]
+        begin = np.searchsorted(rows, first - len(self.base))
+        rows, numbers = rows[begin:], numbers[begin:]
+        for value in wanted:
+            number = known.get(value)
+            if number is not None:
+                parts.append(rows[numbers == number] + len(self.base))
+        if not parts:
+            return np.empty(0, dtype=np.int64)
+        return np.concatenate(parts).astype(np.int64)
+
+    def mask(self, filters: ItemFilter) -> NDArray[np.bool_]:
+        """Rows that hold all conditions and were not deleted, bool (n,). Computed anew each time;
+        `CatalogueView.filter` keeps what it computed."""
+        mask = self.static_mask(filters, 0)
+        holds = self.numbers_hold(filters)
+        return holds if mask is None else mask & holds
+
+    def static_mask(self, filters: ItemFilter, first: int) -> NDArray[np.bool_] | None:
+        """Which rows from `first` on hold the conditions on fields that never change, bool
+        (n - first,); None when there are none."""
+        mask: NDArray[np.bool_] | None = None
+        for name in FILTER_FIELDS:
+            wanted = cast(tuple[str, ...], getattr(filters, name))
+            if not wanted:
+                continue
+            having = np.zeros(len(self) - first, dtype=np.bool_)
+            having[self.rows_with(name, wanted, first) - first] = True
+            mask = having if mask is None else mask & having
+        return mask
+
+    def numbers_hold(
+        self, filters: ItemFilter, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Which of the rows (None: all) hold the conditions on price and stock and were not
+        deleted, bool."""
+        holds = np.ones(len(self) if rows is None else len(rows), dtype=np.bool_)
+        if self.alive is not None:
+            holds &= self.alive if rows is None else self.alive[rows]
+        low, high = filters.price_min, filters.price_max
+        if low is not None:
+            holds &= _where(self.price, lambda price: price >= low, rows)
+        if high is not None:
+            holds &= _where(self.price, lambda price: price <= high, rows)
+        if filters.in_stock:
+            holds &= _where(self.stock, lambda stock: stock != 0, rows)
+        return holds
+
+    def after(
+        self,
+        added: Sequence[AddedItem],
+        dead: NDArray[np.int64],
+        updates: dict[str, tuple[NDArray[np.int64], NDArray[Any]]],
+    ) -> LiveItems:
+        """The items with some added, rows `dead` removed, then `updates`: for some of price, stock
+        and popularity distinct rows and their values (NaN and UNKNOWN_STOCK for unknown).
+
+        Call it on the newest state of a base only.
+        """
+        assert self.n_added == len(self.added), "changes go on from the newest view"
+        if added:
+            self.added.append(added)
+        n = len(self) + len(added)
+        new = {name: _new_values(name, added) for name in NUMBERS}
+        nothing = np.empty(0, dtype=np.int64)
+        given = {name: updates.get(name, (nothing, np.empty(0))) for name in NUMBERS}
+        rows, values = given["popularity"]
+        alive = self.alive
+        if len(dead) or (alive is not None and added):
+            alive = np.ones(n, dtype=np.bool_)
+            if self.alive is not None:
+                alive[: len(self)] = self.alive
+            alive[dead] = False
+            alive.flags.writeable = False
+        return LiveItems(
+            self.base,
+            self.added,
+            self.n_added + len(added),
+            self.added.fields() if added else self.fields,
+            alive,
+            self.price.after(*given["price"], new["price"]),
+            self.stock.after(*given["stock"], new["stock"]),
+            self.popularity.after(rows, values, new["popularity"]),
+            self.popularity_score.after(
+                rows, self.scale.scores(values), self.scale.scores(new["popularity"])
+            ),
+            self.scale,
+        )
+
+
+def number_or_unknown(name: str, value: float | None) -> float:
+    """A value of price, stock or popularity as its column holds it."""
+    if value is None:
+        return UNKNOWN_STOCK if name == "stock" else np.nan
+    return value
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _where(
+    column: Column[Any],
+    test: Callable[[NDArray[Any]], NDArray[np.bool_]],
+    rows: NDArray[np.int64] | None,
+) -> NDArray[np.bool_]:
+    """Which values of a column, all or those of some rows, pass a test."""
+    if rows is not None:
+        return test(column[rows])
+    passed = test(column.plain)
+    passed[column.patched] = test(column.patch)
+    return passed
+
+
+def _new_values(name: str, added: Sequence[AddedItem]) -> NDArray[Any]:
+    kind = np.int64 if name == "stock" else np.float64
+    return np.array([number_or_unknown(name, one.item[name]) for one in added], dtype=kind)
+
+
+def _normal_values(value: Any) -> set[str]:
+    """The distinct values in normal form of a text or a list of texts."""
+    if not value:
+        return set()
+    parts = [value] if isinstance(value, str) else cast(list[str], value)
+    return {normal for part in parts if (normal := normalise(part))}

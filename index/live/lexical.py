@@ -1,0 +1,174 @@
+"""BM25 over a base and the items added to it, with the statistics of the base.
+
+idf and mean length stay the base's, so scores of base items do not move while items are added; a
+token that the base does not know has the idf of one that no item has. Added items have their
+addends side by side, by item; a token's are found by a scan, for they are few.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import ConfigError
+from index.lexical import LexicalIndex, inverse_frequency, length_norm
+from index.live.arrays import Tail
+from index.ranking import best_rows
+from index.text import words
+
+
+class AddedTexts:
+    """Texts of added items, for all views of a base: they only grow. One writer."""
+
+    def __init__(self, base: LexicalIndex) -> None:
+        assert base.lengths is not None
+        self.base = base
+        self.vocabulary: dict[str, int] = {}
+        """Tokens that the base does not know; they go on counting where its tokens end."""
+        self.mean_length = float(base.lengths.mean()) if base.n_items else 0.0
+        self.unknown_idf = float(inverse_frequency(base.n_items, np.zeros(1, dtype=np.int64))[0])
+        self._tokens = Tail(np.empty(0, dtype=np.int64))
+        self._items = Tail(np.empty(0, dtype=np.int64))
+        self._impacts = Tail(np.empty(0, dtype=np.float32))
+        self.frequencies = Tail(np.empty(0, dtype=np.int64))
+        """Occurrences of each addend's token in its item."""
+        self.lengths = Tail(np.empty(0, dtype=np.int64))
+        """Tokens of each added item."""
+
+    def append(self, texts: Sequence[str]) -> None:
+        tokens: list[int] = []
+        items: list[int] = []
+        frequencies: list[int] = []
+        lengths: list[int] = []
+        first = len(self.lengths.values)
+        for item, text in enumerate(texts, first):
+            found = words(text)
+            lengths.append(len(found))
+            for token, frequency in Counter(found).items():
+                tokens.append(self._number(token))
+                items.append(item)
+                frequencies.append(frequency)
+        base = self.base
+        number = np.array(tokens, dtype=np.int64)
+        frequency = np.array(frequencies, dtype=np.int64)
+        length = np.array(lengths, dtype=np.int64)
+        norm = length_norm(length, self.mean_length, base.k1, base.b)
+        norm = norm[np.array(items, dtype=np.int64) - first]
+        idf = np.full(len(number), self.unknown_idf)
+        known = number < len(base.idf)
+        idf[known] = base.idf[number[known]]
+        self._tokens.append(number)
+        self._items.append(np.array(items, dtype=np.int64))
+        self._impacts.append((idf * frequency / (frequency + norm)).astype(np.float32))
+        self.frequencies.append(frequency)
+        self.lengths.append(length)
+
+    def addends(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Token number, added item and impact of every addend, items ascending."""
+        return self._tokens.values, self._items.values, self._impacts.values
+
+    def _number(self, token: str) -> int:
+        known = self.base.vocabulary.get(token)
+        if known is not None:
+            return known
+        return self.vocabulary.setdefault(token, len(self.base.idf) + len(self.vocabulary))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveLexical:
+    """The lexical index of a view. Immutable; safe to share between threads.
+
+    `tokens`, `items` int64 (P,), `impacts` float32 (P,): addends of added items. `n_tokens`: known
+    tokens, base and added. `alive`: bool (n,), None when nothing was deleted.
+    """
+
+    base: LexicalIndex
+    texts: AddedTexts
+    n_added: int
+    n_tokens: int
+    tokens: NDArray[np.int64]
+    items: NDArray[np.int64]
+    impacts: NDArray[np.float32]
+    alive: NDArray[np.bool_] | None
+
+    @classmethod
+    def of(cls, base: LexicalIndex) -> LiveLexical:
+        """A base without changes; it must have `lengths`."""
+        texts = AddedTexts(base)
+        return cls(base, texts, 0, len(base.idf), *texts.addends(), None)
+
+    @property
+    def n_items(self) -> int:
+        """Number of rows, deleted ones too."""
+        return self.base.n_items + self.n_added
+
+    def after(self, texts: Sequence[str], alive: NDArray[np.bool_] | None) -> LiveLexical:
+        """With the texts of added items; call it on the newest state of a base only."""
+        if texts:
+            self.texts.append(texts)
+        return LiveLexical(
+            self.base,
+            self.texts,
+            self.n_added + len(texts),
+            len(self.base.idf) + len(self.texts.vocabulary),
+            *self.texts.addends(),
+            alive,
+        )
+
+    def scores(self, query: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Scores of the given items only, float32 (len(rows),)."""
+        rows = np.asarray(rows, dtype=np.int64)
+        inside = rows < self.base.n_items
+        if inside.all():
+            return self.base.scores(query, rows)
+        scores = np.empty(len(rows), dtype=np.float32)
+        scores[inside] = self.base.scores(query, rows[inside])
+        scores[~inside] = self._score_added(query)[rows[~inside] - self.base.n_items]
+        return scores
+
+    def search(
+        self, query: str, k: int, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k best items that share a token with the query, as `LexicalIndex.search` finds them.
+
+        `mask`: bool (rows,), rows that may be found; deleted ones never are.
+        """
+        if mask is not None and mask.shape != (self.n_items,):
+            raise ConfigError(f"expected a mask of {self.n_items} items, got {mask.shape}")
+        base = self.base.score_all(query)
+        rows = np.flatnonzero(base)
+        scores = base[rows]
+        if self.n_added:
+            added = self._score_added(query)
+            hits = np.flatnonzero(added)
+            rows = np.concatenate([rows, hits + self.base.n_items])
+            scores = np.concatenate([scores, added[hits]])
+        for allowed in (mask, self.alive):
+            if allowed is not None:
+                kept = allowed[rows]
+                rows, scores = rows[kept], scores[kept]
+        best = best_rows(scores, k)
+        return rows[best], scores[best]
+
+    def upper_bound(self, query: str) -> float:
+        """Σ idf of the query's tokens: no item can score more. 0 if no token is known."""
+        unknown = sum(number >= len(self.base.idf) for number in self._numbers(query))
+        return self.base.upper_bound(query) + unknown * self.texts.unknown_idf
+
+    def _score_added(self, query: str) -> NDArray[np.float32]:
+        """Scores of all added items, float32 (n_added,)."""
+        scores = np.zeros(self.n_added, dtype=np.float32)
+        for number in self._numbers(query):
+            found = self.tokens == number
+            scores[self.items[found]] += self.impacts[found]
+        return scores
+
+    def _numbers(self, query: str) -> list[int]:
+        known, added = self.base.vocabulary, self.texts.vocabulary
+        numbers = [known[t] if t in known else added.get(t, -1) for t in words(query)]
+        return [number for number in numbers if 0 <= number < self.n_tokens]
