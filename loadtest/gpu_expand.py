@@ -11,8 +11,10 @@ Runs without a web stack. `check()` also runs on the CPU in Triton's interpreter
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +28,7 @@ from index.sid import SidLayout
 from index.trie import Trie, TrieFilter
 
 Bits = NDArray[np.bool_]
-_REPLAYS_PER_SAMPLE = 20
-_SAMPLES = 25
+_INPUTS = 4
 _NORMALISER_ERROR = 4e-6
 
 
@@ -62,31 +63,28 @@ def random_trie(sizes: Sequence[int], sids: int, seed: int, skew: float = 1.0) -
 
 
 def hard_tries(scale: int) -> Iterator[tuple[str, Trie]]:
-    """Tries that break kernels; `scale` is the size of the largest node."""
-    numbers = np.arange(scale)
+    """Tries that break kernels; `scale` is the size of the largest node. Levels are the same."""
+    sizes = (64, scale, 16)
+    numbers, zeros = np.arange(scale), np.zeros(scale, dtype=np.int64)
+    few = numbers[:64]
+    yield "one child everywhere", build_trie(sizes, np.stack([few, few * 7 % scale, few % 16], 1))
+    heavy = np.stack([zeros, numbers, numbers % 3], 1)
+    light = np.stack([few, few * 5 % scale, few % 3], 1)
     yield (
-        "one child everywhere",
-        build_trie((scale, 8, 8), np.stack([numbers, numbers % 8, numbers % 5], 1)),
+        f"one node with {scale} children, the others with one",
+        build_trie(sizes, np.concatenate([heavy, light])),
     )
-    one_heavy = np.stack([np.zeros_like(numbers), numbers, numbers % 3], 1)
-    light = np.stack([numbers[1:64], numbers[1:64] % 7, numbers[1:64] % 3], 1)
-    yield (
-        f"one node with {scale} children, 63 with one",
-        build_trie((64, scale, 4), np.concatenate([one_heavy, light])),
-    )
-    yield (
-        "all under one prefix",
-        build_trie((4, 4, scale), np.stack([0 * numbers, 0 * numbers, numbers], 1)),
-    )
-    yield "a single item", build_trie((16, 16, 16), np.array([[3, 5, 7]]))
-    yield "Zipf", random_trie((scale, 256, 64), 8 * scale, 1, skew=6.0)
-    yield "random", random_trie((scale, 64, 16), 10 * scale, 2)
+    deep = np.stack([zeros[:16], zeros[:16], numbers[:16]], 1)
+    yield "all under one prefix", build_trie(sizes, deep)
+    yield "a single item", build_trie(sizes, np.array([[3, 5, 7]]))
+    yield "Zipf", random_trie(sizes, 20 * scale, 1, skew=6.0)
+    yield "random", random_trie(sizes, 20 * scale, 2)
 
 
 def disagreements(
     case: Case,
     device: torch.device | str,
-    reshape: Callable[[LevelPlan], LevelPlan] = lambda plan: plan,
+    reshape: Callable[[LevelPlan], LevelPlan] | None = None,
     passes: int = 2,
 ) -> list[str]:
     """Decodes all levels and compares each query's choice with the reference; [] when all agree.
@@ -99,7 +97,7 @@ def disagreements(
     filters = [_filter(case.trie, share, random) for share in case.kept]
     device_trie = DeviceTrie.from_trie(case.trie, device)
     chosen = Expander(device_trie, queries, width, sizes, device).plans
-    plans = [reshape(plan) for plan in chosen]
+    plans = [reshape(plan) for plan in chosen] if reshape else chosen
     expander = Expander(device_trie, queries, width, sizes, device, plans=plans)
     maps = [
         [bitmap(bits, device) for bits in filter.bits] if filter else None for filter in filters
@@ -190,27 +188,20 @@ def _compare(
 
 def check(device: torch.device | str = "cuda", scale: int = 4096) -> list[dict[str, Any]]:
     """One row per case: `ours` is the number of disagreements with the reference."""
-    shapes: list[tuple[str, Callable[[LevelPlan], LevelPlan]]] = [
-        ("as planned", lambda plan: plan),
-        ("through groups", _through_groups),
-    ]
-    demands: list[tuple[str, tuple[int, ...], tuple[float | None, ...]]] = [
-        ("mixed widths", (512, 10, 50, 80), (None, None, 0.3, 0.02)),
-        ("narrow", (1, 1), (None, 0.0)),
-    ]
+    widths, kept = (512, 10, 50, 1), (None, None, 0.3, 0.0)
     rows: list[dict[str, Any]] = []
     for name, trie in hard_tries(scale):
-        for demand, widths, kept in demands:
-            for shape, reshape in shapes:
-                for grid, dtype in ((None, torch.bfloat16), (1, torch.float32)):
-                    case = Case(trie, widths, kept, grid, True, dtype)
-                    setting = {"trie": name, "beams": demand, "plan": shape, "grid": grid}
-                    rows.append(
-                        _checked("choices equal to the reference", setting, case, device, reshape)
-                    )
+        case = Case(trie, widths, kept, None, True, torch.bfloat16)
+        rows.append(_checked({"trie": name, "plan": "as chosen"}, case, device, _as_chosen))
+        ties = Case(trie, widths, (0.02, None, 1.0, None), 1)
+        rows.append(_checked({"trie": name, "plan": "groups, ties"}, ties, device, _through_groups))
     ties = Case(random_trie((scale, 256), 64 * scale, 3), (512, 100), (None, 0.5), 1e-6)
-    rows.append(_checked("all scores equal", {"trie": "random"}, ties, device, lambda plan: plan))
+    rows.append(_checked({"trie": "random", "plan": "all equal"}, ties, device, _as_chosen))
     return rows
+
+
+def _as_chosen(plan: LevelPlan) -> LevelPlan:
+    return plan
 
 
 def _through_groups(plan: LevelPlan) -> LevelPlan:
@@ -221,7 +212,6 @@ def _through_groups(plan: LevelPlan) -> LevelPlan:
 
 
 def _checked(
-    what: str,
     setting: dict[str, Any],
     case: Case,
     device: torch.device | str,
@@ -229,9 +219,206 @@ def _checked(
 ) -> dict[str, Any]:
     trouble = disagreements(case, device, reshape)
     return {
-        "what": what,
+        "what": "expansion against the reference",
         "setting": setting | ({"first": trouble[0]} if trouble else {}),
         "ours": len(trouble),
         "peers": {},
         "unit": "disagreements",
     }
+
+
+class Setting(NamedTuple):
+    """A catalogue and a wave: `queries` beams of `width`."""
+
+    sizes: tuple[int, ...]
+    sids: int
+    queries: int
+    width: int
+
+
+_DEEP = (4096, 1024, 512, 256, 256)
+_WIDE = (8192, 8192, 8192)
+_SHORT = (2048, 16)
+SETTINGS = (
+    Setting(_DEEP, 10**5, 8, 512),
+    Setting(_DEEP, 10**6, 8, 512),
+    Setting(_DEEP, 10**7, 8, 512),
+    Setting(_DEEP, 10**7, 16, 256),
+    Setting(_DEEP, 10**7, 1, 512),
+    Setting(_SHORT, 20_000, 8, 512),
+    Setting(_WIDE, 10**7, 8, 512),
+)
+
+
+def measure(settings: Sequence[Setting] = SETTINGS, peers: bool = True) -> list[dict[str, Any]]:
+    """One row per setting and level: microseconds per step inside a CUDA graph, medians."""
+    rows: list[dict[str, Any]] = []
+    tries: dict[tuple[Any, ...], Trie] = {}
+    for setting in settings:
+        key = (setting.sizes, setting.sids)
+        if key not in tries:
+            tries = {key: random_trie(*key, seed=0)}
+        rows += _measure_levels(setting, tries[key], peers)
+    return rows
+
+
+def _measure_levels(setting: Setting, trie: Trie, peers: bool) -> list[dict[str, Any]]:
+    queries, width = setting.queries, setting.width
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    device_trie = DeviceTrie.from_trie(trie, device)
+    expander = Expander(device_trie, queries, width, setting.sizes, device, dependent_launch=True)
+    table = torch.zeros((queries, len(setting.sizes)), dtype=torch.int64, device=device)
+    widths = torch.full((queries,), width, dtype=torch.int32, device=device)
+    nodes = torch.zeros((queries, 1), dtype=torch.int32, device=device)
+    scores = torch.zeros((queries, 1), device=device)
+    rows: list[dict[str, Any]] = []
+    for level, size in enumerate(setting.sizes):
+        # Several inputs in turn: a step must not find its own answer in the caches.
+        shape = (_INPUTS, *nodes.shape, size)
+        logits = 2 * torch.randn(shape, generator=generator, device=device)
+        logits = logits.to(torch.bfloat16)
+
+        ours = partial(_our_step, expander, level, nodes, scores, logits, table, widths)
+        timed = {"ours": _time_graph(ours, 20, 25)}
+        if peers:
+            for name, peer in _PEERS.items():
+                step = peer(device_trie, level, nodes, scores, width)
+                timed[name] = _time_graph(partial(_peer_step, step, logits), _INPUTS, 11)
+        ours(0)
+        torch.cuda.synchronize()
+        step = expander.steps[level]
+        spread = {name: [round(part, 2) for part in parts] for name, parts in timed.items()}
+        medians = {name: parts[1] for name, parts in spread.items()}
+        children = _children(device_trie, level, nodes).sum().item() / queries
+        rows.append(
+            {
+                "what": "expansion step in a CUDA graph",
+                "setting": {
+                    "levels": setting.sizes,
+                    "sids": trie.n_leaves,
+                    "queries": queries,
+                    "width": width,
+                    "level": level,
+                    "children per query": round(children),
+                    "quartiles": spread,
+                },
+                "ours": medians.pop("ours"),
+                "peers": medians,
+                "unit": "µs",
+            }
+        )
+        nodes, scores = step.nodes.clone(), step.scores.clone()
+    return rows
+
+
+def _our_step(
+    expander: Expander,
+    level: int,
+    nodes: Tensor,
+    scores: Tensor,
+    logits: Tensor,
+    table: Tensor,
+    widths: Tensor,
+    number: int,
+) -> None:
+    expander.expand(level, nodes, scores, logits[number], None, table, widths)
+
+
+def _peer_step(step: Callable[[Tensor], None], logits: Tensor, number: int) -> None:
+    step(logits[number])
+
+
+def _time_graph(step: Callable[[int], None], steps: int, replays: int) -> list[float]:
+    """Microseconds per step, `steps` in one graph: lower quartile, median, upper quartile."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for number in range(_INPUTS):
+            step(number)
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for number in range(steps):
+            step(number % _INPUTS)
+    for _ in range(3):
+        graph.replay()
+    samples: list[float] = []
+    for _ in range(replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        samples.append(1000 * begin.elapsed_time(end) / steps)
+    return statistics.quantiles(samples, n=4)
+
+
+def _runs(trie: DeviceTrie, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """First child and end of children, int64 (Q, R); nothing for dead rows."""
+    if not level:
+        first = torch.zeros_like(nodes, dtype=torch.int64)
+        return first, first + trie.node_counts[0]
+    starts, live = trie.child_start[level - 1], nodes >= 0
+    place = nodes.clamp_min(0)
+    first, end = starts[place].long(), starts[place + 1].long()
+    return first, torch.where(live, end, first)
+
+
+def _children(trie: DeviceTrie, level: int, nodes: Tensor) -> Tensor:
+    first, end = _runs(trie, level, nodes)
+    return end - first
+
+
+def _padded_step(
+    trie: DeviceTrie, level: int, nodes: Tensor, scores: Tensor, width: int
+) -> Callable[[Tensor], None]:
+    """Own code of the padded CSR scheme: log softmax, a gather of as many (code, child) per row as
+    the level's busiest node has, one top-k over all of them."""
+    longest = len(trie.run_lengths[level]) - 1
+    codes = trie.codes[level].to(torch.int32)
+    offsets = torch.arange(longest, device=nodes.device)
+
+    def step(logits: Tensor) -> None:
+        table = torch.log_softmax(logits.float(), dim=-1)
+        first, end = _runs(trie, level, nodes)
+        child = first[..., None] + offsets
+        code = codes[child.clamp_max(len(codes) - 1)].long()
+        candidate = scores[..., None] + table.gather(2, code)
+        candidate = candidate.masked_fill(child >= end[..., None], -torch.inf).flatten(1)
+        _, chosen = torch.topk(candidate, min(width, candidate.shape[1]))
+        child.flatten(1).gather(1, chosen)
+        code.flatten(1).gather(1, chosen)
+
+    return step
+
+
+def _top_then_mask_step(
+    trie: DeviceTrie, level: int, nodes: Tensor, scores: Tensor, width: int
+) -> Callable[[Tensor], None]:
+    """Own code of top-2n and mask: log softmax, the best 2n codes of each row, a binary search for
+    each among the sorted edges (node · K + code), one top-k over the legal ones."""
+    size = trie.level_sizes[level]
+    parents = torch.zeros(1, dtype=torch.int64)
+    if level:
+        lengths = trie.child_start[level - 1].diff()
+        parents = torch.arange(len(lengths), device=nodes.device).repeat_interleave(lengths)
+    edges = parents.to(nodes.device) * size + trie.codes[level].to(torch.int64)
+
+    def step(logits: Tensor) -> None:
+        table = torch.log_softmax(logits.float(), dim=-1)
+        best, code = torch.topk(table, min(2 * width, size), dim=-1, sorted=True)
+        wanted = nodes.clamp_min(0).long()[..., None] * size + code
+        place = torch.searchsorted(edges, wanted).clamp_max(len(edges) - 1)
+        candidate = scores[..., None] + best
+        candidate = candidate.masked_fill(edges[place] != wanted, -torch.inf).flatten(1)
+        _, chosen = torch.topk(candidate, min(width, candidate.shape[1]))
+        place.flatten(1).gather(1, chosen)
+        code.flatten(1).gather(1, chosen)
+
+    return step
+
+
+_PEERS = {
+    "padded CSR (STATIC)": _padded_step,
+    "top-2n, then mask (FlashRec)": _top_then_mask_step,
+}

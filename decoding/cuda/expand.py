@@ -49,6 +49,12 @@ _RANK_LIMIT = 4096
 _DIRECT_CANDIDATES = 2048
 _GROUPS_PER_QUERY = 16384
 _BINS = 1024
+_COLLECT_CHUNK = 128
+_COLLECT_SLOTS = 32
+_COLLECT_WARPS = 4
+_RANK_CHUNK = 32
+_RANK_BLOCK = 256
+_RANK_WARPS = 4
 # Numbers of the counters of a query.
 _GROUPS_LISTED = tl.constexpr(0)
 _CANDIDATES_LISTED = tl.constexpr(1)
@@ -115,7 +121,7 @@ class DeviceTrie:
 
 
 def bitmap(bits: NDArray[np.bool_], device: torch.device | str) -> Tensor:
-    """A filter's bits of one level, bool (n_l,) → int32 words; node i is bit i % 32 of word i // 32.
+    """Filter bits of a level, bool (n_l,) → int32 words; node i is bit i % 32 of word i // 32.
     Its `data_ptr()` goes into the filter table; keep the tensor as long as the table."""
     padded = np.zeros(-(-len(bits) // 32) * 32, dtype=np.bool_)
     padded[: len(bits)] = bits
@@ -182,7 +188,7 @@ class LevelPlan:
             score_warps=min(8, max(1, elements // 512)),
             candidates=max(candidates, 1),
             groups=groups,
-            collect_programs=min(64, -(-min(groups, 2 * _GROUPS_PER_QUERY) // 256)),
+            collect_programs=min(64, -(-min(groups, 2 * _GROUPS_PER_QUERY) // _COLLECT_CHUNK)),
             rank_programs=min(32, -(-3 * width // 64)),
         )
 
@@ -323,11 +329,13 @@ class Expander:
             self._counters,
             plan.rows,
             chunks,
+            level,
+            levels,
+            self.max_width,
             self.trie.node_counts[0],
             self._keys.shape[1],
             self._group_bins.shape[1],
-            LEVEL=level,
-            LEVELS=levels,
+            ROOT=level == 0,
             CODES=size,
             CODE_BLOCK=plan.code_block,
             ROWS=plan.rows_per_program,
@@ -336,7 +344,6 @@ class Expander:
             SPLITS=plan.splits,
             GROUP=plan.group,
             DIRECT=plan.direct,
-            WIDTH=self.max_width,
             BINS=_BINS,
             COUNTERS=_COUNTERS,
             PRIOR=prior is not None,
@@ -365,21 +372,21 @@ class Expander:
                 self._histogram,
                 self._counters,
                 plan.rows,
+                level,
+                levels,
+                size,
+                self.max_width,
+                plan.collect_programs,
                 self._keys.shape[1],
                 self._group_bins.shape[1],
-                LEVEL=level,
-                LEVELS=levels,
-                CODES=size,
-                PROGRAMS=plan.collect_programs,
-                CHUNK=256,
-                SLOTS=32 if plan.group > 4 else 64,
+                CHUNK=_COLLECT_CHUNK,
+                SLOTS=_COLLECT_SLOTS,
                 GROUP=plan.group,
-                WIDTH=self.max_width,
                 BINS=_BINS,
                 COUNTERS=_COUNTERS,
                 PRIOR=prior is not None,
                 DEPENDENT=self._dependent,
-                num_warps=4,
+                num_warps=_COLLECT_WARPS,
                 **options,
             )
         _rank_kernel[(self.queries * plan.rank_programs,)](
@@ -396,20 +403,20 @@ class Expander:
             self._histogram,
             self._counters,
             *step,
+            size,
+            self.max_width,
+            plan.rank_programs,
             self._keys.shape[1],
-            CODES=size,
-            PROGRAMS=plan.rank_programs,
-            CHUNK=32,
-            BLOCK=256,
+            CHUNK=_RANK_CHUNK,
+            BLOCK=_RANK_BLOCK,
             FILL=_power(-(-self.max_width // plan.rank_programs)),
             CLEAR=_power(-(-_BINS // plan.rank_programs)),
-            WIDTH=self.max_width,
             BINS=_BINS,
             COUNTERS=_COUNTERS,
             LIMIT=max(_RANK_LIMIT, 2 * self.max_width),
             PRIOR=prior is not None,
             DEPENDENT=self._dependent,
-            num_warps=4,
+            num_warps=_RANK_WARPS,
             **options,
         )
         return step
@@ -564,11 +571,13 @@ def _score_kernel(
     counters,
     rows,
     chunks,
+    level,
+    levels,
+    width,
     root_children,
     candidate_room,
     group_room,
-    LEVEL: tl.constexpr,
-    LEVELS: tl.constexpr,
+    ROOT: tl.constexpr,
     CODES: tl.constexpr,
     CODE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -577,7 +586,6 @@ def _score_kernel(
     SPLITS: tl.constexpr,
     GROUP: tl.constexpr,
     DIRECT: tl.constexpr,
-    WIDTH: tl.constexpr,
     BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
     PRIOR: tl.constexpr,
@@ -593,7 +601,7 @@ def _score_kernel(
     inside = row < rows
     score = tl.load(scores + query * rows + row, mask=inside, other=-float("inf"))
     live = score > -float("inf")
-    if LEVEL == 0:
+    if ROOT:
         first = tl.zeros([ROWS], dtype=tl.int32)
         end = tl.where(live, root_children, 0)
     else:
@@ -601,7 +609,7 @@ def _score_kernel(
         first = tl.load(child_start + node, mask=live, other=0)
         end = tl.load(child_start + node + 1, mask=live, other=0)
     best = _best_of(scores, query, rows)
-    address = tl.load(filter_table + query * LEVELS + LEVEL)
+    address = tl.load(filter_table + query * levels + level)
 
     row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
     prior += query * CODES
@@ -664,7 +672,7 @@ def _score_kernel(
             present = _bits(address, other, other < root_children)
             count += tl.sum(present.to(tl.int32), axis=0)
     if split == 0:
-        place = query * WIDTH + row
+        place = query * width + row
         tl.store(row_first + place, first, mask=inside)
         tl.store(row_end + place, end, mask=inside)
         tl.store(row_branching + place, count, mask=inside)
@@ -692,37 +700,37 @@ def _collect_kernel(
     histogram,
     counters,
     rows,
+    level,
+    levels,
+    size,
+    width,
+    programs,
     candidate_room,
     group_room,
-    LEVEL: tl.constexpr,
-    LEVELS: tl.constexpr,
-    CODES: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     CHUNK: tl.constexpr,
     SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
-    WIDTH: tl.constexpr,
     BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
     PRIOR: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     program = tl.program_id(0)
-    query = program // PROGRAMS
+    query = program // programs
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    wanted = tl.minimum(tl.load(widths + query), WIDTH)
+    wanted = tl.minimum(tl.load(widths + query), width)
     listed = tl.load(counters + query * COUNTERS + _GROUPS_LISTED)
     best = _best_of(scores, query, rows)
-    address = tl.load(filter_table + query * LEVELS + LEVEL)
+    address = tl.load(filter_table + query * levels + level)
     seen = tl.cumsum(tl.load(histogram + query * BINS + tl.arange(0, BINS)), 0)
     bound = tl.sum((seen < wanted).to(tl.int32), axis=0)
-    prior += query * CODES
+    prior += query * size
     query_logits = logits + query.to(tl.int64) * query_stride
     group_base = query.to(tl.int64) * group_room
     counter = counters + query * COUNTERS + _CANDIDATES_LISTED
-    for start in range(program % PROGRAMS * CHUNK, listed, PROGRAMS * CHUNK):
+    for start in range(program % programs * CHUNK, listed, programs * CHUNK):
         place = start + tl.arange(0, CHUNK)
         number = tl.load(group_bins + group_base + place, mask=place < listed, other=BINS + 1)
         chosen = number <= bound
@@ -735,10 +743,10 @@ def _collect_kernel(
             source = group_base + tl.sum(tl.where(hit, place[:, None], 0), axis=0)
             row = tl.load(group_rows + source, mask=used, other=0)
             first = tl.load(group_children + source, mask=used, other=0)
-            end = tl.load(row_end + query * WIDTH + row, mask=used, other=0)
+            end = tl.load(row_end + query * width + row, mask=used, other=0)
             end = tl.minimum(end, first + GROUP)
             score = tl.load(scores + query * rows + row, mask=used, other=0.0)
-            normaliser = tl.load(row_normaliser + query * WIDTH + row, mask=used, other=0.0)
+            normaliser = tl.load(row_normaliser + query * width + row, mask=used, other=0.0)
             child, allowed, found = _visit(
                 first, end, score, normaliser, query_logits + row.to(tl.int64) * row_stride,
                 prior, codes, address, GROUP, PRIOR,
@@ -799,14 +807,14 @@ def _rank_kernel(
     out_level_scores,
     out_branching,
     out_counts,
+    size,
+    width,
+    programs,
     candidate_room,
-    CODES: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     FILL: tl.constexpr,
     CLEAR: tl.constexpr,
-    WIDTH: tl.constexpr,
     BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -814,20 +822,20 @@ def _rank_kernel(
     DEPENDENT: tl.constexpr,
 ):
     program = tl.program_id(0)
-    query = program // PROGRAMS
-    part = program % PROGRAMS
+    query = program // programs
+    part = program % programs
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     listed = tl.load(counters + query * COUNTERS + _CANDIDATES_LISTED)
-    kept = tl.minimum(tl.minimum(tl.load(widths + query), WIDTH), listed)
+    kept = tl.minimum(tl.minimum(tl.load(widths + query), width), listed)
     base = query.to(tl.int64) * candidate_room
     keys += base
     key_rows += base
     least = tl.zeros([1], dtype=tl.uint64)
     if listed > LIMIT:
         least = _kth_largest(keys, listed, kept, 2048)
-    for start in range(part * CHUNK, listed, PROGRAMS * CHUNK):
+    for start in range(part * CHUNK, listed, programs * CHUNK):
         place = start + tl.arange(0, CHUNK)
         key = tl.load(keys + place, mask=place < listed, other=0)
         alive = (place < listed) & (_unsigned(key) >= least)
@@ -836,22 +844,22 @@ def _rank_kernel(
             row = tl.load(key_rows + place, mask=alive, other=0)
             child = ~key.to(tl.int32)
             code = tl.load(codes + child, mask=alive, other=0).to(tl.int32)
-            branching = tl.load(row_branching + query * WIDTH + row, mask=alive, other=0)
-            normaliser = tl.load(row_normaliser + query * WIDTH + row, mask=alive, other=0.0)
+            branching = tl.load(row_branching + query * width + row, mask=alive, other=0)
+            normaliser = tl.load(row_normaliser + query * width + row, mask=alive, other=0.0)
             logit = tl.load(
                 logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride + code,
                 mask=alive,
                 other=0.0,
             ).to(tl.float32)
             if PRIOR:
-                logit += tl.load(prior + query * CODES + code, mask=alive, other=0.0)
+                logit += tl.load(prior + query * size + code, mask=alive, other=0.0)
             rank = tl.zeros([CHUNK], dtype=tl.int32)
             for other_start in range(0, listed, BLOCK):
                 other_place = other_start + tl.arange(0, BLOCK)
                 other = tl.load(keys + other_place, mask=other_place < listed, other=0)
                 larger = (other[None, :] > key[:, None]) & (other_place < listed)[None, :]
                 rank += tl.sum(larger.to(tl.int32), axis=1)
-            target = query * WIDTH + rank
+            target = query * width + rank
             won = alive & (rank < kept)
             tl.store(out_nodes + target, child, mask=won)
             tl.store(out_parents + target, row, mask=won)
@@ -860,8 +868,8 @@ def _rank_kernel(
             tl.store(out_level_scores + target, logit - normaliser, mask=won)
             tl.store(out_branching + target, branching, mask=won)
     place = part * FILL + tl.arange(0, FILL)
-    empty = (place >= kept) & (place < WIDTH)
-    target = query * WIDTH + place
+    empty = (place >= kept) & (place < width)
+    target = query * width + place
     tl.store(out_nodes + target, tl.full([FILL], -1, tl.int32), mask=empty)
     tl.store(out_parents + target, tl.full([FILL], -1, tl.int32), mask=empty)
     tl.store(out_codes + target, tl.full([FILL], -1, tl.int32), mask=empty)
@@ -874,6 +882,6 @@ def _rank_kernel(
     # All programs of the query have read its counters when the last one is done.
     tl.debug_barrier()
     counter = counters + query * COUNTERS
-    if tl.atomic_add(counter + _RANKS_DONE, 1) == PROGRAMS - 1:
+    if tl.atomic_add(counter + _RANKS_DONE, 1) == programs - 1:
         tl.store(out_counts + query, kept)
         tl.store(counter + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], tl.int32))
