@@ -25,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _processor(),
         "instructions": _instructions(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "versions": {"python": platform.python_version(), **_versions()},
@@ -46,7 +46,8 @@ def one_line(machine: dict[str, Any]) -> str:
     )
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

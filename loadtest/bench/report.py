@@ -57,12 +57,13 @@ def race(
     budget_s: float = 3.0,
     slice_s: float = 0.01,
     warm_up: int = 1,
+    least_rounds: int = 3,
 ) -> Race:
     """Time contenders in turns, so that whatever disturbs the machine disturbs all of them.
 
     Each is called `warm_up` times untimed. In a round each is called once, and again until
-    `slice_s` is used up; another starts each round. After three rounds (or `rounds`, if fewer)
-    the race ends as soon as `budget_s` is spent.
+    `slice_s` is used up; another starts each round. After `least_rounds` the race ends as soon as
+    `budget_s` is spent, at the latest after `rounds`.
     """
     result = Race({name: [] for name in contenders})
     for _ in range(warm_up):
@@ -71,7 +72,7 @@ def race(
     names = list(contenders)
     started = time.perf_counter()
     for number in range(rounds):
-        if number >= 3 and time.perf_counter() - started > budget_s:
+        if number >= least_rounds and time.perf_counter() - started > budget_s:
             break
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
