@@ -4,39 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses
 from decoding.expand import (
+    Slots,
     added_columns,
     address,
     as_logits,
     base_of,
     check_size,
-    empty_grown,
     level_arrays,
-    rows_of,
 )
-from decoding.selection import (
-    ADDED,
-    BITS,
-    COLUMNS,
-    FIRST_LOGITS,
-    FIRST_ROW,
-    FIRST_SLOT,
-    PRIOR,
-    ROWS,
-    WIDTH,
-    Floats,
-    Grown,
-    grow_beams,
-)
+from decoding.selection import NO_PRIOR, Floats, grow_beams
 from index.errors import ConfigError
 from index.live.trie import AnyTrie
 from index.trie import Nodes, TrieFilter
+
+_NOTHING_SPECIAL = (0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,77 +102,83 @@ def grow_all(
     is. The beams are at the same level and their tries have the same base. Raises ConfigError for
     a beam too wide to be ranked.
     """
-    counts = [len(beam) for beam in beams]
-    live = [row for row, count in enumerate(counts) if count]
+    live = [row for row, beam in enumerate(beams) if len(beam)]
     if not live:
         return Growth(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    level, base = len(beams[live[0]].steps), base_of(beams[live[0]].trie)
+    chosen = [beams[row] for row in live] if len(live) < len(beams) else beams
+    level, base = len(chosen[0].steps), base_of(chosen[0].trie)
     codebook = logits.shape[1]
-    if starts is None:
-        starts = _offsets(counts)
-    chosen = [beams[row] for row in live]
-    widths = [beam.width for beam in chosen]
-    slots = _offsets(widths)
-    table = np.zeros((len(live), COLUMNS), dtype=np.int64)
-    table[:, FIRST_ROW] = _offsets([counts[row] for row in live])
-    table[:, ROWS] = [counts[row] for row in live]
-    table[:, FIRST_LOGITS] = [starts[row] for row in live]
-    table[:, PRIOR] = -1 if priors is None else live
-    table[:, WIDTH] = widths
-    table[:, FIRST_SLOT] = slots
-    check_size(max(counts), codebook)
-    for entry, beam in zip(table, chosen, strict=True):
+    table: list[tuple[int, ...]] = []
+    known: dict[int, Any] = {}
+    row = first_logits = slot = 0
+    for place, beam in zip(live, chosen, strict=True):
         assert len(beam.steps) == level and base_of(beam.trie) is base
-        if beam.filter is not None:
-            entry[BITS] = address(beam.filter.bits[level])
-        if beam.trie is not base:
-            entry[ADDED:] = added_columns(beam.trie, level)
-    rows = rows_of(
-        np.concatenate([beam.nodes for beam in chosen]),
-        np.concatenate([beam.scores for beam in chosen]),
-        np.concatenate([beam.ranks for beam in chosen]),
-    )
-    grown = empty_grown(len(live), slots[-1] + widths[-1])
+        count = len(beam)
+        if starts is not None:
+            first_logits = starts[place]
+        prior = NO_PRIOR if priors is None else place
+        check_size(count, codebook)
+        table.append(
+            (row, count, first_logits, prior, beam.width, slot, *_allowed(beam, level, known))
+        )
+        row, first_logits, slot = row + count, first_logits + count, slot + beam.width
+    slots = Slots.empty(len(chosen), slot)
     grow_beams(
         0,
-        len(live),
-        table,
-        level_arrays(base, level),
-        rows,
+        len(chosen),
+        np.array(table),
+        *level_arrays(base, level),
+        _joined([beam.nodes for beam in chosen]),
+        _joined([beam.scores for beam in chosen]),
+        _joined([beam.ranks for beam in chosen]),
         as_logits(logits),
         np.empty((0, codebook), dtype=np.float32) if priors is None else as_logits(priors),
         False,
-        grown,
+        *slots,
     )
-    return _hand_out(chosen, slots, grown)
+    return _hand_out(chosen, slots)
 
 
-def _offsets(counts: Sequence[int]) -> list[int]:
-    """Where each part begins when parts of these lengths follow each other."""
-    offsets = [0] * len(counts)
-    for part in range(1, len(counts)):
-        offsets[part] = offsets[part - 1] + counts[part - 1]
-    return offsets
+def _allowed(beam: Beam, level: int, known: dict[int, Any]) -> tuple[int, ...]:
+    """Addresses of what is special to a beam, its filter's bits and added nodes; `known` has those
+    of other beams, by identity."""
+    if beam.filter is None and beam.trie is base_of(beam.trie):
+        return _NOTHING_SPECIAL
+    bits, added = 0, _NOTHING_SPECIAL[1:]
+    if beam.filter is not None:
+        bits = known.get(id(beam.filter))
+        if bits is None:
+            bits = known[id(beam.filter)] = address(beam.filter.bits[level])
+    if beam.trie is not base_of(beam.trie):
+        added = known.get(id(beam.trie))
+        if added is None:
+            added = known[id(beam.trie)] = added_columns(beam.trie, level)
+    return bits, *added
 
 
-def _hand_out(beams: Sequence[Beam], slots: Sequence[int], grown: Grown) -> Growth:
+def _joined(parts: list[Any]) -> Any:
+    """The parts one after the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _hand_out(beams: Sequence[Beam], slots: Slots) -> Growth:
     """Give each beam its new rows."""
-    full = True
+    nodes, parents, sources, codes, ranks = slots.whole
+    scores, level_scores = slots.real
+    branching = slots.branching
     kept: list[slice] = []
-    for beam, slot, count in zip(beams, slots, grown.counts.tolist(), strict=True):
-        own = slice(slot, slot + count)
-        beam.nodes, beam.scores, beam.ranks = grown.nodes[own], grown.scores[own], grown.ranks[own]
-        step = Step(
-            grown.parents[own], grown.codes[own], grown.level_scores[own], grown.branching[own]
-        )
-        beam.steps.append(step)
-        full &= count == beam.width
+    first, full = 0, True
+    for beam, count in zip(beams, slots.counts.tolist(), strict=True):
+        own = slice(first, first + count)
+        beam.nodes, beam.scores, beam.ranks = nodes[own], scores[own], ranks[own]
+        beam.steps.append(Step(parents[own], codes[own], level_scores[own], branching[own]))
         kept.append(own)
+        first += beam.width
+        full &= count == beam.width
     if full:
-        return Growth(grown.sources, grown.codes)
+        return Growth(sources, codes)
     return Growth(
-        np.concatenate([grown.sources[own] for own in kept]),
-        np.concatenate([grown.codes[own] for own in kept]),
+        np.concatenate([sources[own] for own in kept]), np.concatenate([codes[own] for own in kept])
     )
 
 

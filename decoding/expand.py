@@ -17,27 +17,18 @@ import torch
 from numpy.typing import NDArray
 
 from decoding.selection import (
-    ADDED,
-    BITS,
-    COLUMNS,
-    FIRST_LOGITS,
-    FIRST_ROW,
-    FIRST_SLOT,
-    PRIOR,
-    ROWS,
-    WIDTH,
+    NO_PRIOR,
     Floats,
-    Grown,
-    LevelArrays,
-    Rows,
     grow_beams,
 )
 from index.errors import ConfigError
 from index.live.trie import AnyTrie, LiveTrie
-from index.trie import Nodes, Trie
+from index.trie import Codes, Nodes, Trie
 
 _NO_BASE = np.empty(0, dtype=np.uint32)
 _NO_DELTA = np.empty(0, dtype=np.uint16)
+# A trie's arrays are read-only, and other arrays would be compiled for once more.
+_NO_BASE.flags.writeable = _NO_DELTA.flags.writeable = False
 
 
 class Expansion(NamedTuple):
@@ -166,12 +157,14 @@ def base_of(trie: AnyTrie) -> Trie:
     return trie.base if isinstance(trie, LiveTrie) else trie
 
 
-def level_arrays(base: Trie, level: int) -> LevelArrays:
-    """What the compiled core reads of one level."""
+def level_arrays(
+    base: Trie, level: int
+) -> tuple[Codes, NDArray[np.uint32], NDArray[np.uint16], int]:
+    """What the compiled core reads of one level: codes, and the compact starts of the one above."""
     if not level:
-        return LevelArrays(base.codes[0], _NO_BASE, _NO_DELTA, -1)
+        return base.codes[0], _NO_BASE, _NO_DELTA, -1
     starts = base.starts[level - 1]
-    return LevelArrays(base.codes[level], starts.base, starts.delta, starts.shift)
+    return base.codes[level], starts.base, starts.delta, starts.shift
 
 
 def address(array: NDArray[np.generic]) -> int:
@@ -188,22 +181,22 @@ def added_columns(trie: AnyTrie, level: int) -> tuple[int, int, int, int]:
     return len(added.parents), address(added.parents), address(added.starts), address(added.codes)
 
 
-def empty_grown(beams: int, slots: int) -> Grown:
-    """Room for the kept prefixes of so many beams."""
-    whole = np.empty((5, slots), dtype=np.int64)
-    real = np.empty((2, slots), dtype=np.float32)
-    branching = np.empty(slots, dtype=np.int32)
-    counts = np.zeros(beams, dtype=np.int64)
-    return Grown(
-        whole[0], whole[1], whole[2], whole[3], real[0], real[1], branching, whole[4], counts
-    )
+class Slots(NamedTuple):
+    """Where the compiled core writes the kept prefixes; see `grow_beams`."""
 
+    whole: Nodes
+    real: Floats
+    branching: NDArray[np.int32]
+    counts: Nodes
 
-def rows_of(nodes: Nodes, scores: Floats, ranks: Nodes) -> Rows:
-    """Rows of beams, with room for what the compiled core finds out about them."""
-    ranges = np.empty((2, len(nodes)), dtype=np.int64)
-    softmax = np.empty((2, len(nodes)), dtype=np.float32)
-    return Rows(nodes, scores, ranks, ranges[0], ranges[1], softmax[0], softmax[1])
+    @classmethod
+    def empty(cls, beams: int, slots: int) -> Slots:
+        return cls(
+            np.empty((5, slots), dtype=np.int64),
+            np.empty((2, slots), dtype=np.float32),
+            np.empty(slots, dtype=np.int32),
+            np.empty(beams, dtype=np.int64),
+        )
 
 
 def check_size(rows: int, codebook: int) -> None:
@@ -236,35 +229,28 @@ def _expand(
     if not level:
         nodes = np.zeros(len(nodes), dtype=np.int64)
     ranks = sid_order(trie, level, nodes) if order is None else order
-    table = np.zeros((1, COLUMNS), dtype=np.int64)
-    table[0, [FIRST_ROW, FIRST_LOGITS, FIRST_SLOT]] = 0
-    table[0, ROWS] = len(nodes)
-    table[0, PRIOR] = -1 if prior is None else 0
-    table[0, WIDTH] = beam_width
-    table[0, BITS] = 0 if bits is None else address(bits)
-    table[0, ADDED:] = added_columns(trie, level)
-    priors = np.empty((0, logits.shape[1]), dtype=np.float32) if prior is None else prior[None]
-    grown = empty_grown(1, beam_width)
+    own_prior = NO_PRIOR if prior is None else 0
+    filter_address = 0 if bits is None else address(bits)
+    added = added_columns(trie, level)
+    table = np.array([[0, len(nodes), 0, own_prior, beam_width, 0, filter_address, *added]])
+    slots = Slots.empty(1, beam_width)
     grow_beams(
         0,
         1,
         table,
-        level_arrays(base_of(trie), level),
-        rows_of(nodes, scores, ranks),
+        *level_arrays(base_of(trie), level),
+        nodes,
+        scores,
+        ranks,
         as_logits(logits),
-        as_logits(priors),
+        as_logits(np.empty((0, logits.shape[1])) if prior is None else prior[None]),
         normalised,
-        grown,
+        *slots,
     )
-    count = int(grown.counts[0])
-    return Expansion(
-        grown.nodes[:count],
-        grown.parents[:count],
-        grown.codes[:count],
-        grown.scores[:count],
-        grown.level_scores[:count],
-        grown.branching[:count],
-    )
+    kept = slice(0, int(slots.counts[0]))
+    found, parents, _, codes, _ = slots.whole[:, kept]
+    totals, level_scores = slots.real[:, kept]
+    return Expansion(found, parents, codes, totals, level_scores, slots.branching[kept])
 
 
 def _all_children(trie: AnyTrie, level: int, nodes: Nodes) -> tuple[torch.Tensor, torch.Tensor]:

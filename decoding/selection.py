@@ -37,13 +37,15 @@ Floats = NDArray[np.float32]
 # Columns of the table of beams, one int64 row per beam.
 FIRST_ROW, ROWS, FIRST_LOGITS, PRIOR, WIDTH, FIRST_SLOT, BITS = range(7)
 ADDED, ADDED_PARENTS, ADDED_STARTS, ADDED_CODES = range(7, 11)
-COLUMNS = 11
+NO_PRIOR = -1
 
 # Codes are compared in blocks; the bits of a block are one word.
 _BLOCK = 64
 _INT32 = ir.IntType(32)
-# Rows with more children are searched from the codes, not from the children.
-_MANY_CHILDREN = 48
+# Rows with more children may be searched from the codes, not from the children: where finding the
+# marked codes among the children costs less than looking at each child.
+_MANY_CHILDREN = 32
+_FIND_COST = 8
 _MIN_BUFFER = 256
 _LOWEST = np.float32(np.finfo(np.float32).min)
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -95,6 +97,16 @@ class Row(NamedTuple):
     maximum: np.float32
     log_sum: np.float32
     tie: np.uint64
+
+
+class Scratch(NamedTuple):
+    """Room for one beam at a time: the values of a row with its prior (K,), the maxima and marks of
+    its blocks, and candidates."""
+
+    values: Floats
+    blocks: NDArray[np.int32]
+    marks: NDArray[np.uint64]
+    keys: NDArray[np.uint64]
 
 
 class Grown(NamedTuple):
@@ -358,9 +370,41 @@ def _count(allowed: NDArray[np.uint8], first: int, end: int) -> int:
     return count
 
 
+@intrinsic
+def _set_bits(_typing: Any, word: Any) -> Any:
+    """How many bits of a word are set."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(cache=True, nogil=True)
+def _buffer_size(width: int) -> int:
+    """Candidates that are kept before the best are picked out."""
+    return width + max(width, _MIN_BUFFER)
+
+
+@njit(cache=True, nogil=True)
+def new_scratch(width: int, codebook: int) -> Scratch:
+    """Room for beams up to a width over so many codes."""
+    values = np.empty(codebook, dtype=np.float32)
+    blocks = (codebook + _BLOCK - 1) // _BLOCK
+    maxima, marks = np.empty(blocks, dtype=np.int32), np.empty(blocks, dtype=np.uint64)
+    return Scratch(values, maxima, marks, np.empty(_buffer_size(width), dtype=np.uint64))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _uncounted(array: Any) -> Any:
+    """The same array, not counting references: counting is atomic, and would take most of the time
+    of a short row. Only for arrays that the caller keeps."""
+    return carray(_pointer(array.ctypes.data), array.shape, dtype=array.dtype)
+
+
 @njit(cache=True, nogil=True, inline="always")
 def _row_of(matrix: Floats, row: int) -> Floats:
-    """A row, without the reference count that a slice would take and give back."""
+    """A row of a matrix that the caller keeps, without counting references."""
     width = matrix.shape[1]
     return carray(_pointer(matrix.ctypes.data + 4 * row * width), (width,), dtype=np.float32)
 
@@ -446,9 +490,29 @@ def _scan(
 
 
 @njit(cache=True, nogil=True)
+def _mark(
+    row: Row, bound_score: np.float32, blocks: NDArray[np.int32], marks: NDArray[np.uint64]
+) -> int:
+    """Marks the codes, legal or not, that may reach the score: one bit each, a word per block.
+    Returns how many there are."""
+    # Four roundings lie between a value and its candidate's score; each is far below this slack.
+    size = abs(row.score) + abs(bound_score) + abs(row.maximum) + row.log_sum
+    slack = np.float32(1e-6) * size + _TINY
+    threshold = np.float32(bound_score - row.score + row.log_sum + row.maximum - slack)
+    least = _ordered(threshold.view(np.int32))
+    marked = np.uint64(0)
+    for block in range(len(blocks)):
+        marks[block] = np.uint64(0)
+        if blocks[block] >= least:
+            marks[block] = _codes_above(row.values, block * _BLOCK, threshold)
+            marked += _set_bits(marks[block])
+    return np.int64(marked)
+
+
+@njit(cache=True, nogil=True)
 def _search(
     row: Row,
-    blocks: NDArray[np.int32],
+    marks: NDArray[np.uint64],
     codes: Codes,
     first: int,
     end: int,
@@ -458,18 +522,11 @@ def _search(
     bound: np.uint64,
     width: int,
 ) -> tuple[int, np.uint64]:
-    """Considers the same children, but looks for codes above the bound first."""
+    """Considers those of the children codes[first:end] whose codes are marked."""
     filtered = len(allowed) > 0
     bound_score = _bound_score(bound)
-    # Four roundings lie between a value and its candidate's score; each is far below this slack.
-    size = abs(row.score) + abs(bound_score) + abs(row.maximum) + row.log_sum
-    slack = np.float32(1e-6) * size + _TINY
-    threshold = np.float32(bound_score - row.score + row.log_sum + row.maximum - slack)
-    least = _ordered(threshold.view(np.int32))
-    for block in range(len(blocks)):
-        if blocks[block] < least:
-            continue
-        above = _codes_above(row.values, block * _BLOCK, threshold)
+    for block in range(len(marks)):
+        above = marks[block]
         while above:
             code = block * _BLOCK + np.int64(_trailing_zeros(above))
             above &= above - np.uint64(1)
@@ -496,23 +553,24 @@ def _select(
     logits: Floats,
     priors: Floats,
     normalised: bool,
-    keys: NDArray[np.uint64],
+    scratch: Scratch,
 ) -> int:
     """The best candidates of a beam's live rows `part`, `part + parts`, ..., best row first, into
-    keys[:width] in any order; returns how many there are."""
+    scratch.keys[:width] in any order; returns how many there are."""
     codebook = logits.shape[1]
     code_bits = _code_bits(codebook)
     width = table[WIDTH]
     allowed = _allowed_of(table)
-    own = np.empty((1, codebook if table[PRIOR] >= 0 else 0), dtype=np.float32)
-    blocks = np.empty((codebook + _BLOCK - 1) // _BLOCK, dtype=np.int32)
-    buffer = np.empty(width + max(width, _MIN_BUFFER), dtype=np.uint64)
+    own = _uncounted(scratch.values)
+    blocks, marks = _uncounted(scratch.blocks), _uncounted(scratch.marks)
+    buffer = _uncounted(scratch.keys)[: _buffer_size(width)]
     # Keys from the bound on cannot win: `width` better ones were seen.
     count, bound = 0, _WORST
     order = _best_first(table, rows)
-    # Arrays taken out of a tuple within the loop would be counted each time.
-    codes, scores, ranks, firsts, ends = level.codes, rows.scores, rows.ranks, rows.first, rows.end
-    nodes, maxima, log_sums = rows.nodes, rows.maximum, rows.log_sum
+    codes = _uncounted(level.codes)
+    nodes, scores, ranks = _uncounted(rows.nodes), _uncounted(rows.scores), _uncounted(rows.ranks)
+    firsts, ends = _uncounted(rows.first), _uncounted(rows.end)
+    maxima, log_sums = _uncounted(rows.maximum), _uncounted(rows.log_sum)
     for place in range(part, len(order), parts):
         row = order[place]
         score = scores[row]
@@ -526,11 +584,11 @@ def _select(
         if table[PRIOR] >= 0:
             prior = _row_of(priors, table[PRIOR])
             for code in range(codebook):
-                own[0, code] = values[code] + prior[code]
-            values = _row_of(own, 0)
-        searched = bound != _WORST and end - first > _MANY_CHILDREN
+                own[code] = values[code] + prior[code]
+            values = own
+        many = bound != _WORST and end - first > _MANY_CHILDREN
         maximum, log_sum = np.float32(0.0), np.float32(0.0)
-        if not normalised or searched:
+        if not normalised or many:
             largest = _maxima(values, blocks)
             if not normalised:
                 maximum, log_sum = largest, _log_sum(values, largest)
@@ -540,9 +598,9 @@ def _select(
         maxima[row], log_sums[row] = maximum, log_sum
         tie = np.uint64(ranks[row]) << np.uint64(code_bits)
         one = Row(values, score, maximum, log_sum, tie)
-        if searched:
+        if many and _FIND_COST * _mark(one, _bound_score(bound), blocks, marks) < end - first:
             count, bound = _search(
-                one, blocks, codes, first, end, allowed, buffer, count, bound, width
+                one, marks, codes, first, end, allowed, buffer, count, bound, width
             )
         else:
             count, bound = _scan(one, codes, first, end, allowed, 0, buffer, count, bound, width)
@@ -555,7 +613,6 @@ def _select(
     if count > width:
         _keep_smallest(buffer, count, width)
         count = width
-    keys[:count] = buffer[:count]
     return count
 
 
@@ -581,57 +638,54 @@ def _emit(
     first_row, n_rows = table[FIRST_ROW], table[ROWS]
     allowed = _allowed_of(table)
     row_of_rank = np.empty(n_rows, dtype=np.int64)
-    for row in range(n_rows):
-        row_of_rank[rows.ranks[first_row + row]] = row
-    spare = np.empty(count, dtype=np.uint64)
-    ties = np.empty(count, dtype=np.uint64)
-    rank_bits = 0
-    while (n_rows - 1) >> rank_bits:
-        rank_bits += 1
+    for row in range(first_row, first_row + n_rows):
+        row_of_rank[rows.ranks[row]] = row
+    rank_bits = _code_bits(n_rows)
     # First into SID order, which gives the ranks, then by score: both sorts are stable.
+    spare = np.empty(count, dtype=np.uint64)
     _sort_by_byte(keys, spare, 0, np.int64(code_bits) + rank_bits)
+    ties = np.empty(count, dtype=np.uint64)
+    place_of = np.empty(count, dtype=np.int64)
     for rank in range(count):
         ties[rank] = keys[rank] & _LOW_HALF
         keys[rank] = (keys[rank] & ~_LOW_HALF) | np.uint64(rank)
     _sort_by_byte(keys, spare, 32, 32)
-    nodes = np.empty(count, dtype=np.int64)
-    branching = np.empty(count, dtype=np.int32)
-    parent, branches = -1, 0
-    first, end, first_added, end_added = 0, 0, 0, 0
-    for rank in range(count):
-        row = row_of_rank[ties[rank] >> code_bits]
-        code = np.int64(ties[rank] & code_mask)
-        n_base = len(level.codes)
-        if row != parent:
-            parent = row
-            first, end = rows.first[first_row + row], rows.end[first_row + row]
-            branches = _count(allowed, first, end)
-            if table[ADDED]:
-                first_added, end_added = _added_run(table, rows.nodes[first_row + row])
-                branches += _count(allowed, n_base + first_added, n_base + end_added)
-        node = _find_code(level.codes, first, end, codebook, code)
-        if node < 0:
-            codes = carray(_pointer(table[ADDED_CODES]), (end_added,), dtype=np.uint16)
-            node = n_base + _find_code(codes, first_added, end_added, codebook, code)
-        nodes[rank], branching[rank] = node, branches
     slot = table[FIRST_SLOT]
     for place in range(count):
         rank = np.int64(keys[place] & _LOW_HALF)
+        grown.scores[slot + place] = _score_of(keys[place])
+        grown.ranks[slot + place] = rank
+        place_of[rank] = slot + place
+    codes, n_base = _uncounted(level.codes), len(level.codes)
+    firsts, ends, nodes = _uncounted(rows.first), _uncounted(rows.end), _uncounted(rows.nodes)
+    parent, branches = -1, 0
+    first, end, first_added, end_added = 0, 0, 0, 0
+    # Children of one parent stand together in SID order.
+    for rank in range(count):
         row = row_of_rank[ties[rank] >> code_bits]
         code = np.int64(ties[rank] & code_mask)
-        source = table[FIRST_LOGITS] + row
+        if row != parent:
+            parent = row
+            first, end = firsts[row], ends[row]
+            branches = _count(allowed, first, end)
+            if table[ADDED]:
+                first_added, end_added = _added_run(table, nodes[row])
+                branches += _count(allowed, n_base + first_added, n_base + end_added)
+        node = _find_code(codes, first, end, codebook, code)
+        if node < 0:
+            added = carray(_pointer(table[ADDED_CODES]), (end_added,), dtype=np.uint16)
+            node = n_base + _find_code(added, first_added, end_added, codebook, code)
+        place = place_of[rank]
+        source = table[FIRST_LOGITS] + row - first_row
         value = logits[source, code]
         if table[PRIOR] >= 0:
             value += priors[table[PRIOR], code]
-        level_score = (value - rows.maximum[first_row + row]) - rows.log_sum[first_row + row]
-        grown.nodes[slot + place] = nodes[rank]
-        grown.parents[slot + place] = row
-        grown.sources[slot + place] = source
-        grown.codes[slot + place] = code
-        grown.scores[slot + place] = _score_of(keys[place])
-        grown.level_scores[slot + place] = level_score
-        grown.branching[slot + place] = branching[rank]
-        grown.ranks[slot + place] = rank
+        grown.nodes[place] = node
+        grown.parents[place] = row - first_row
+        grown.sources[place] = source
+        grown.codes[place] = code
+        grown.level_scores[place] = (value - rows.maximum[row]) - rows.log_sum[row]
+        grown.branching[place] = branches
 
 
 @njit(cache=True, nogil=True)
@@ -639,21 +693,44 @@ def grow_beams(
     first_beam: int,
     end_beam: int,
     tables: Nodes,
-    level: LevelArrays,
-    rows: Rows,
+    codes: Codes,
+    start_base: NDArray[np.uint32],
+    start_delta: NDArray[np.uint16],
+    shift: int,
+    nodes: Nodes,
+    scores: Floats,
+    ranks: Nodes,
     logits: Floats,
     priors: Floats,
     normalised: bool,
-    grown: Grown,
+    whole: Nodes,
+    real: Floats,
+    branching: NDArray[np.int32],
+    counts: Nodes,
 ) -> None:
     """Grows the beams [first_beam, end_beam) of the table, int64 (beams, COLUMNS), by one level.
 
-    `logits` float32 (logit rows, K); `priors` float32 (priors, K), added first; `normalised`: the
-    logits are log-probabilities already, all ≤ 0.
+    `codes`, `start_base`, `start_delta`, `shift`: the base trie at this level: the codes of its
+    nodes, and the compact starts of the level above (empty arrays and -1 at level 0, whose nodes
+    are the root's children). `nodes` int64, `scores` float32, `ranks` int64 of the SIDs within
+    their beam: all rows (rows,). `logits` float32 (logit rows, K); `priors` float32 (priors, K),
+    added first; `normalised`: the logits are log-probabilities already, all ≤ 0.
+
+    Written are, from each beam's slot on: `whole` int64 (5, slots): nodes, parents as rows of the
+    beam, parents as rows of the logits, codes, ranks; `real` float32 (2, slots): scores and the
+    step's log-probabilities; `branching` int32 (slots,); and `counts` int64 (beams,), how many.
     """
+    n_rows = len(nodes)
+    level = LevelArrays(codes, start_base, start_delta, shift)
+    ends = np.empty((2, n_rows), dtype=np.int64)
+    softmax = np.empty((2, n_rows), dtype=np.float32)
+    rows = Rows(nodes, scores, ranks, ends[0], ends[1], softmax[0], softmax[1])
+    grown = Grown(
+        whole[0], whole[1], whole[2], whole[3], real[0], real[1], branching, whole[4], counts
+    )
+    scratch = new_scratch(tables[first_beam:end_beam, WIDTH].max(), logits.shape[1])
     for beam in range(first_beam, end_beam):
         table = tables[beam]
-        keys = np.empty(table[WIDTH], dtype=np.uint64)
         _find_children(table, level, rows)
-        count = _select(table, 0, 1, level, rows, logits, priors, normalised, keys)
-        _emit(beam, table, level, rows, logits, priors, keys[:count], grown)
+        count = _select(table, 0, 1, level, rows, logits, priors, normalised, scratch)
+        _emit(beam, table, level, rows, logits, priors, scratch.keys[:count], grown)
