@@ -17,10 +17,11 @@ from structlog.typing import FilteringBoundLogger
 
 from server import errors
 from server.access import CatalogueDoor
+from server.admission import Admission
 from server.changes import BODIES
 from server.gateway import Gateway
 from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
-from server.limits import Admission, BodyLimit
+from server.limits import BodyLimit
 from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, RequestMetrics
 from server.routes import health, items, pages, search
@@ -78,6 +79,7 @@ def create_app(
             Middleware(
                 Admission,
                 limit=settings.concurrent_requests,
+                patience=settings.patience,
                 retry_after_s=settings.retry_after_s,
                 metrics=metrics,
             ),

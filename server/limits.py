@@ -1,7 +1,6 @@
-"""What the gateway refuses before it works: too large a body, too many requests at once.
+"""The body of a request: read before the request is let in, within limits of size and time.
 
-One ASGI middleware each. Admission counts only `/v1/…`, so that health, metrics and the page answer
-while the search sheds. The body is read before a request is admitted: a slow sender holds no place.
+So a slow sender holds no place, and nothing below ever waits for a body.
 """
 
 from __future__ import annotations
@@ -12,9 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import changes_catalogue
 from server.errors import Problem, request_id_of
-from server.metrics import Metrics
-
-GUARDED_PREFIX = "/v1/"
 
 
 class BodyLimit:
@@ -56,38 +52,6 @@ class BodyLimit:
         if body is None:
             return
         await self._app(scope, _replay(body, receive), send)
-
-
-class Admission:
-    """At most `limit` requests inside; one more gets 503 with Retry-After at once."""
-
-    def __init__(self, app: ASGIApp, limit: int, retry_after_s: float, metrics: Metrics) -> None:
-        self._app = app
-        self._limit = limit
-        self._retry_after_s = retry_after_s
-        self._metrics = metrics
-        self._inside = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(GUARDED_PREFIX):
-            await self._app(scope, receive, send)
-            return
-        if self._inside >= self._limit:
-            self._metrics.shed.inc()
-            problem = Problem(
-                "overloaded",
-                f"{self._limit} requests are being answered, which is the limit",
-                retry_after_s=self._retry_after_s,
-            )
-            await problem.response(request_id_of(scope))(scope, receive, send)
-            return
-        self._inside += 1
-        self._metrics.in_flight.set(self._inside)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._inside -= 1
-            self._metrics.in_flight.set(self._inside)
 
 
 def _refuse_announced(scope: Scope, max_bytes: int) -> None:

@@ -81,8 +81,13 @@ class Metrics:
         self.in_flight = Gauge(
             "onesearch_in_flight", "Requests under /v1 being answered", registry=self.registry
         )
+        self.search_limit = Gauge(
+            "onesearch_search_limit",
+            "Searches let in at the same time, as it was after the last one",
+            registry=self.registry,
+        )
         self.shed = Counter(
-            "onesearch_shed", "Requests refused by the admission limit", registry=self.registry
+            "onesearch_shed", "Requests refused by the admission limits", registry=self.registry
         )
         self.cache = Counter(
             "onesearch_cache",

@@ -38,6 +38,7 @@ CATALOGUE_BODY_BYTES = 8 * 1024 * 1024
 CATALOGUE_REQUESTS = 8
 QUERY_CHARACTERS = 512
 CONCURRENT_REQUESTS = 256
+PATIENCE = 10.0
 RETRY_AFTER_S = 1.0
 WORKER_THREADS = 4
 QUERY_CACHE_ENTRIES = 20_000
@@ -91,6 +92,13 @@ class Settings(BaseSettings):
     )
     concurrent_requests: int = Field(
         CONCURRENT_REQUESTS, ge=1, le=100_000, description="above this /v1 answers 503"
+    )
+    patience: float = Field(
+        PATIENCE,
+        ge=0,
+        le=1000,
+        description="what a search may take under load, in times of one that is alone; searches "
+        "beyond that get 503, 0 lets in up to concurrent_requests",
     )
     retry_after_s: float = Field(RETRY_AFTER_S, ge=0, le=3600)
     retrieval_candidates: int = Field(

@@ -51,6 +51,7 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
     gateway.serving()
     timeout_s = settings.timeout_s if body.timeout_ms is None else body.timeout_ms / 1000
     deadline = arrived(request.scope) + timeout_s
+    request.scope["onesearch.allowed_s"] = timeout_s
     loop = asyncio.get_running_loop()
     try:
         # The loop's clock is time.monotonic, but only its documentation of `time()` is a promise.

@@ -36,7 +36,7 @@ def test_more_requests_than_admitted_get_503_at_once(stub_client: Any, stub: Any
     assert sorted(response.status_code for response, _ in answers) == [200] * 2 + [503] * 4
     for response, took in answers:
         if response.status_code == 503:
-            assert response.headers["retry-after"] == "3"
+            assert response.headers["retry-after"] in ("4", "5", "6")
             assert response.json()["type"] == "/problems/overloaded"
             assert took < 0.8
     assert client.get("/livez").status_code == 200

@@ -1,0 +1,228 @@
+"""How many requests are let in, and what becomes of the others.
+
+By Little's law, with N searches inside and one answered every s seconds, each takes N · s. The
+limit holds that at `patience` times what a search takes that is alone:
+
+    N = max(patience · alone_s, SOON_S) / s · ease
+
+All are measured all the time: `alone_s` is the median of recent searches that shared their whole
+stay with nobody, s the busy time per whole answer. A server that answers many at once (a GPU) has a
+small s and lets many in; one that works them off in turn lets in `patience`. `ease` falls with each
+answer that the crowd made late (degraded, or none, although its deadline was far enough for one
+that is alone) and rises with each whole one, so that short deadlines are met by letting in fewer.
+Whoever comes when the house is full is refused before the body is parsed: those inside were there
+first, and are answered in time. At least `MIN_LIMIT` are always let in, so that what is measured
+wrongly is measured again.
+
+Refusals are paced: above `REFUSALS_PER_S` they wait, each `MAX_HOLD_S` at most, which costs a
+timer. Clients that come back at once would otherwise keep the event loop busy with refusing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import Problem, request_id_of
+from server.metrics import Metrics
+from server.schemas import Degradation
+
+GUARDED_PREFIX = "/v1/"
+SEARCH_PREFIX = "/v1/search"
+MIN_LIMIT = 4
+FIRST_LIMIT = 16
+"""Until a search was alone."""
+SOON_S = 0.05
+"""Nobody is refused who would be answered that soon."""
+EASE_DOWN, EASE_UP = 0.9, 1.01
+"""Per late and per whole answer: about one in ten may be late."""
+ROOMY = 2.0
+"""A deadline of so many times `alone_s` could be met by a search that is alone."""
+MEMORY_ANSWERS = 64
+MEMORY_ALONE = 31
+REFUSALS_PER_S = 400
+MAX_HOLD_S = 0.25
+OK_STATUS, LATE_STATUS = 200, 504
+LATE: frozenset[Degradation] = frozenset({"engine_deadline", "engine_overload"})
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One search's stay: since when, and whether it was the only one so far."""
+
+    entered: float
+    alone: bool
+
+
+class SearchLimit:
+    """The limit N of searches inside. Used on one event loop."""
+
+    def __init__(
+        self, most: int, patience: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.inside = 0
+        self._most = most
+        self._patience = patience
+        self._clock = clock
+        self._lone: Visit | None = None
+        self._alone_s: deque[float] = deque(maxlen=MEMORY_ALONE)
+        self._typical_s = 0.0
+        self._last = 0.0
+        self._busy_s = 0.0
+        self._answers = 0.0
+        self._ease = 1.0
+
+    @property
+    def limit(self) -> int:
+        """How many searches may be inside."""
+        if not self._typical_s or not self._busy_s:
+            return min(FIRST_LIMIT, self._most)
+        target_s = max(self._patience * self._typical_s, SOON_S)
+        allowed = target_s * self._answers / self._busy_s * self._ease
+        return min(max(MIN_LIMIT, round(allowed)), self._most)
+
+    def enter(self) -> Visit | None:
+        """A place inside, or None when there is none."""
+        if self.inside >= self.limit:
+            return None
+        visit = Visit(self._advance(), alone=not self.inside)
+        if self._lone is not None:
+            self._lone.alone = False
+        self._lone = visit if visit.alone else None
+        self.inside += 1
+        return visit
+
+    def leave(
+        self, visit: Visit, *, answered: bool, late: bool = False, allowed_s: float = 0.0
+    ) -> None:
+        """Give the place back. `answered`: wholly; only that teaches what a search takes. `late`:
+        it was not, because of its deadline, which allowed `allowed_s` seconds."""
+        now = self._advance()
+        self.inside -= 1
+        if self._lone is visit:
+            self._lone = None
+        keep = 1 - 1 / MEMORY_ANSWERS
+        self._answers = (self._answers + answered) * keep
+        self._busy_s *= keep
+        if answered:
+            self._ease = min(1.0, self._ease * EASE_UP)
+        elif late and allowed_s >= ROOMY * self._typical_s:
+            self._ease *= EASE_DOWN
+        if answered and visit.alone:
+            self._alone_s.append(now - visit.entered)
+            self._typical_s = median(self._alone_s)
+
+    def _advance(self) -> float:
+        now = self._clock()
+        if self.inside:
+            self._busy_s += now - self._last
+        self._last = now
+        return now
+
+
+class Pace:
+    """Gives each refusal a time to leave, so that no more than `REFUSALS_PER_S` do."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+
+    def hold(self) -> float:
+        """Seconds that one more refusal waits."""
+        now = self._clock()
+        self._next = min(max(self._next, now), now + MAX_HOLD_S)
+        wait = self._next - now
+        self._next += 1 / REFUSALS_PER_S
+        return wait
+
+
+class _Watched:
+    """A `send` that knows the answer's status; 0 while there is none."""
+
+    def __init__(self, send: Send) -> None:
+        self.status = 0
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
+class Admission:
+    """ASGI middleware: at most `limit` requests under /v1/ inside, and of searches at most as many
+    as can be answered soon. Others get 503 with Retry-After.
+
+    Health, metrics and the pages are not counted: they answer while searches are refused."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        patience: float,
+        retry_after_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._app = app
+        self._limit = limit
+        self._retry_after_s = retry_after_s
+        self._metrics = metrics
+        self._inside = 0
+        self._searches = SearchLimit(limit, patience) if patience else None
+        self._pace = Pace()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(GUARDED_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        if self._inside >= self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        if self._searches is None or not scope["path"].startswith(SEARCH_PREFIX):
+            await self._pass(scope, receive, send)
+            return
+        visit = self._searches.enter()
+        if visit is None:
+            await self._refuse(scope, receive, send)
+            return
+        watched = _Watched(send)
+        try:
+            await self._pass(scope, receive, watched)
+        finally:
+            degraded = scope.get("onesearch.facts", {}).get("degraded", ())
+            self._searches.leave(
+                visit,
+                answered=watched.status == OK_STATUS and not degraded,
+                late=watched.status == LATE_STATUS or not LATE.isdisjoint(degraded),
+                allowed_s=scope.get("onesearch.allowed_s", 0.0),
+            )
+            self._metrics.search_limit.set(self._searches.limit)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._inside += 1
+        self._metrics.in_flight.set(self._inside)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+            self._metrics.in_flight.set(self._inside)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.shed.inc()
+        wait = self._pace.hold()
+        if wait:
+            await asyncio.sleep(wait)
+        problem = Problem(
+            "overloaded",
+            "as many requests are being answered as can be in time",
+            # Not all of the refused at the same instant.
+            retry_after_s=random.uniform(1, 2) * self._retry_after_s,
+        )
+        await problem.response(request_id_of(scope))(scope, receive, send)
