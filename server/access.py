@@ -81,6 +81,13 @@ class CatalogueDoor:
         return None
 
 
+def takes_changes(settings: Settings) -> bool:
+    """Whether anybody may change the catalogue at all."""
+    if settings.catalogue_changes is not None:
+        return settings.catalogue_changes
+    return is_loopback(settings.host)
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address or name to listen on is reached from this machine only."""
     try:

@@ -5,36 +5,16 @@ Filters hold exactly: an item of an allowed SID that does not pass the filter it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses
-from index.items import ItemFilter
-from index.snapshot import Snapshot
-from index.trie import TrieFilter
+from index.catalogue import Catalogue
 from models.ranking import Candidates, candidates_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Allowed:
-    """What a filter lets through: `mask` bool (n_items,), the trie's bits, the number of items."""
-
-    mask: NDArray[np.bool_]
-    trie: TrieFilter
-    n_items: int
-
-    @classmethod
-    def of(cls, filters: ItemFilter, snapshot: Snapshot) -> Allowed:
-        """Evaluate a filter on the catalogue."""
-        mask = snapshot.items.mask(filters)
-        trie = snapshot.trie.filter(snapshot.postings.leaf_mask(mask))
-        return cls(mask, trie, int(np.count_nonzero(mask)))
-
-
 def chosen_candidates(
-    snapshot: Snapshot,
+    catalogue: Catalogue,
     query: str,
     embedding: NDArray[np.float32],
     beam: Hypotheses | None,
@@ -50,11 +30,11 @@ def chosen_candidates(
         nothing = np.empty(0, np.int64)
         inside = Candidates(nothing, np.empty(0, np.float32), nothing)
     else:
-        inside = candidates_of(snapshot, beam.leaves, beam.scores, mask)
+        inside = candidates_of(catalogue, beam.leaves, beam.scores, mask)
     if not retrieved:
         return inside
-    dense = snapshot.dense.search(embedding[None], retrieved, mask)[0][0]
-    lexical = snapshot.lexical.search(query, retrieved, mask)[0]
+    dense = catalogue.dense.search(embedding[None], retrieved, mask)[0][0]
+    lexical = catalogue.lexical.search(query, retrieved, mask)[0]
     outside = np.setdiff1d(np.concatenate([dense, lexical]), inside.rows)
     return Candidates(
         np.concatenate([inside.rows, outside]),

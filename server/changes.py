@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -34,6 +34,7 @@ from index.importers.cleaning import (
     clean_text,
     read_id,
 )
+from index.live.changes import Change, Delete, Update, Upsert
 from server.errors import Place, Problem
 from server.schemas import Price
 
@@ -44,8 +45,6 @@ MAX_STOCK = MAX_POSITION
 MAX_TOLD_PROBLEMS = 3
 """Of one refused change."""
 _NAMES_OF_CLIENTS = "attributes"
-
-Change = TypeVar("Change", bound="BaseModel | str")
 
 
 def _id(text: str) -> str:
@@ -172,9 +171,6 @@ class ItemRemovals(BaseModel):
     item_ids: Annotated[list[Annotated[ItemId, OneByOne]], _SIZE]
 
 
-CatalogueChange = CatalogueItem | ItemUpdate | str
-"""An item to put, an update of one, or the id of one to remove."""
-
 BODIES: tuple[type[BaseModel], ...] = (ItemUpserts, ItemUpdates, ItemRemovals)
 
 
@@ -196,44 +192,34 @@ class Changed(BaseModel):
     took_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[Change]):
+class Batch(NamedTuple):
     """A request's changes with their places in it, and those that were refused already."""
 
     changes: tuple[tuple[int, Change], ...]
     rejected: tuple[RejectedChange, ...]
 
-    @classmethod
-    def of(cls, given: Sequence[Change | Refused]) -> Batch[Change]:
-        """Part the good from the bad."""
-        good = tuple((i, change) for i, change in enumerate(given) if not _is_refused(change))
-        bad = tuple(
-            RejectedChange(index=i, item_id=change.item_id, reason=change.reason)
-            for i, change in enumerate(given)
-            if isinstance(change, Refused)
-        )
-        return cls(cast(tuple[tuple[int, Change], ...], good), bad)
 
-
-def upserts_of(body: bytes) -> Batch[CatalogueItem]:
+def upserts_of(body: bytes) -> Batch:
     """PUT. Raises Problem or RequestValidationError where nothing can be made of the body."""
-    return Batch[CatalogueItem].of(_read(ItemUpserts, body).items)
+    items = cast(list[CatalogueItem | Refused], _read(ItemUpserts, body).items)
+    return _parted([_upsert(item) for item in items])
 
 
-def updates_of(body: bytes) -> Batch[ItemUpdate]:
-    """PATCH; an update must change something. Raises like `upserts_of`."""
+def updates_of(body: bytes) -> Batch:
+    """PATCH. Raises like `upserts_of`."""
     items = cast(list[ItemUpdate | Refused], _read(ItemUpdates, body).items)
-    return Batch[ItemUpdate].of([_with_a_field(item) for item in items])
+    return _parted([_update(item) for item in items])
 
 
-def removals_of(body: bytes) -> Batch[str]:
+def removals_of(body: bytes) -> Batch:
     """DELETE. Raises like `upserts_of`."""
-    return Batch[str].of(_read(ItemRemovals, body).item_ids)
+    item_ids = cast(list[str | Refused], _read(ItemRemovals, body).item_ids)
+    return _parted([one if isinstance(one, Refused) else Delete(one) for one in item_ids])
 
 
-def id_of(change: CatalogueChange) -> str:
+def id_of(change: Change) -> str:
     """The item that a change is about."""
-    return change if isinstance(change, str) else change.item_id
+    return str(change.item["item_id"]) if isinstance(change, Upsert) else change.item_id
 
 
 def nothing_applied(rejected: Sequence[RejectedChange], field: str) -> Problem:
@@ -241,6 +227,32 @@ def nothing_applied(rejected: Sequence[RejectedChange], field: str) -> Problem:
     places = [Place(f"body.{field}.{bad.index}", bad.reason) for bad in rejected]
     detail = f"none of the {len(rejected)} changes could be applied; {places[0].place}: "
     return Problem("no-valid-change", detail + places[0].problem, places=places)
+
+
+def _parted(given: Sequence[Change | Refused]) -> Batch:
+    """The good ones and the bad ones."""
+    good = [(i, one) for i, one in enumerate(given) if not isinstance(one, Refused)]
+    bad = [
+        RejectedChange(index=i, item_id=one.item_id, reason=one.reason)
+        for i, one in enumerate(given)
+        if isinstance(one, Refused)
+    ]
+    return Batch(tuple(good), tuple(bad))
+
+
+def _upsert(item: CatalogueItem | Refused) -> Change | Refused:
+    return item if isinstance(item, Refused) else Upsert(item.model_dump())
+
+
+def _update(update: ItemUpdate | Refused) -> Change | Refused:
+    """A field that is null becomes unknown; one that is not there stays."""
+    if isinstance(update, Refused):
+        return update
+    values = update.model_dump(exclude_unset=True, exclude={"item_id"})
+    if not values:
+        reason = "names nothing to change: give price, stock or popularity"
+        return Refused(update.item_id, reason)
+    return Update(update.item_id, values)
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -258,16 +270,6 @@ def _read(model: type[Body], body: bytes) -> Body:
         raise RequestValidationError(
             [{**problem, "loc": ("body", *problem["loc"])} for problem in problems]
         ) from None
-
-
-def _with_a_field(update: ItemUpdate | Refused) -> ItemUpdate | Refused:
-    if isinstance(update, Refused) or update.model_fields_set - {"item_id"}:
-        return update
-    return Refused(update.item_id, "names nothing to change: give price, stock or popularity")
-
-
-def _is_refused(change: object) -> bool:
-    return isinstance(change, Refused)
 
 
 def _named_id(value: object) -> str | None:

@@ -8,6 +8,7 @@ when its last pin is released.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,41 +18,98 @@ from typing import cast
 import orjson
 import torch
 
-from decoding.native.runner import Runner
+from decoding.native.runner import Runner, make_runner
 from decoding.weights import DecoderWeights
 from index import artifact
 from index.errors import ArtifactError, ConfigError
+from index.live.catalogue import LiveCatalogue, LiveSettings, live_directory, read_view
+from index.live.view import CatalogueView
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
 from server.settings import Settings
 
+READ_AGAIN_S = (0.05, 0.2, 0.5)
+"""Waits before a live directory that looks damaged is believed to be."""
+
+
+class Runners:
+    """What the engine searches a generation's weights with.
+
+    On a CPU one runner takes any trie. On a GPU the trie lies beside the weights, so each base trie
+    that a merge leads to gets a runner; the one before stays for searches that still use it.
+    """
+
+    def __init__(self, first: Runner) -> None:
+        self._kept = (first,)
+
+    @property
+    def newest(self) -> Runner:
+        return self._kept[0]
+
+    def of(self, view: CatalogueView) -> Runner:
+        """The runner for a view's base trie."""
+        fitting = (runner for runner in self._kept if runner.trie is view.base.trie)
+        return next(fitting, self.newest)
+
+    def rebase(self, view: CatalogueView) -> None:
+        """Be ready for the views that follow a merge. In the merging thread, before they come."""
+        newest = self.newest
+        if newest.weights.device.type != "cpu" and newest.trie is not view.base.trie:
+            runner = make_runner(newest.weights, view.base.trie)
+            runner.warm_up()
+            self._kept = (runner, newest)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """An opened pair. Immutable; safe to share between threads."""
+    """An opened pair. Safe to share between threads; only its catalogue changes.
 
-    snapshot: Snapshot
+    `source`: the snapshot's catalogue, or one view of it where it takes no changes.
+    """
+
+    source: LiveCatalogue | CatalogueView
     checkpoint: Checkpoint
     prompts: QueryPrompts
     weights: RescoringWeights
-    runner: Runner | None = None
+    runners: Runners | None = None
     """What the native engine searches it with; None leaves that to the engine."""
 
     @classmethod
-    def open(cls, snapshot: Path, checkpoint: Path, *, verify: bool = True) -> Generation:
-        """Open both and check that they fit.
+    def open(
+        cls,
+        snapshot: Path,
+        checkpoint: Path,
+        *,
+        verify: bool = True,
+        directory: Path | None = None,
+        changes: LiveSettings | None = None,
+    ) -> Generation:
+        """Open both and check that they fit. The catalogue takes changes where `changes` is given;
+        else it is what snapshot and `directory` (SNAPSHOT.live unless given) hold now.
 
-        Raises ArtifactError when one is missing or damaged, or when layout or codec differ.
+        Raises ArtifactError when one is missing or damaged, when layout or codec differ, or when
+        another process has the live directory open for changes.
         """
-        return cls.of(
-            Snapshot.open(snapshot, verify=verify), Checkpoint.open(checkpoint, verify=verify)
-        )
+        if changes is None:
+            view = settled_view(snapshot, directory, verify=verify)
+            return cls.of(view, Checkpoint.open(checkpoint, verify=verify))
+        catalogue = LiveCatalogue.open(snapshot, directory, changes, verify=verify)
+        try:
+            return cls.of(catalogue, Checkpoint.open(checkpoint, verify=verify))
+        except BaseException:
+            catalogue.close()
+            raise
 
     @classmethod
-    def of(cls, snapshot: Snapshot, checkpoint: Checkpoint) -> Generation:
+    def of(
+        cls, source: LiveCatalogue | CatalogueView | Snapshot, checkpoint: Checkpoint
+    ) -> Generation:
         """Join opened parts. Raises ArtifactError when they do not fit."""
+        if isinstance(source, Snapshot):
+            source = CatalogueView.of(source)
+        snapshot = source.view.base if isinstance(source, LiveCatalogue) else source.base
         layout, settings = snapshot.layout, checkpoint.settings
         if settings.level_sizes != layout.level_sizes:
             raise ArtifactError(
@@ -72,7 +130,7 @@ class Generation:
             )
         except ConfigError as error:
             raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
-        return cls(snapshot, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
+        return cls(source, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
 
     def with_runner(self, device: str = "cpu") -> Generation:
         """The same with the checkpoint's weights loaded on `device`.
@@ -82,7 +140,51 @@ class Generation:
         if device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"engine_device {device!r} is not there; use cpu")
         weights = DecoderWeights.from_directory(self.checkpoint.path, device=device)
-        return replace(self, runner=Runner(weights, self.snapshot.trie))
+        runners = Runners(make_runner(weights, self.view.base.trie))
+        if self.catalogue is not None:
+            self.catalogue.on_merge = runners.rebase
+        return replace(self, runners=runners)
+
+    @property
+    def catalogue(self) -> LiveCatalogue | None:
+        """What takes changes, if anything does."""
+        return self.source if isinstance(self.source, LiveCatalogue) else None
+
+    @property
+    def view(self) -> CatalogueView:
+        """The catalogue as it is now. A search takes it once."""
+        return self.source.view if isinstance(self.source, LiveCatalogue) else self.source
+
+    @property
+    def runner(self) -> Runner | None:
+        """What searches the catalogue as it is now."""
+        return None if self.runners is None else self.runners.newest
+
+    def runner_of(self, view: CatalogueView) -> Runner | None:
+        """What searches one of the catalogue's views."""
+        return None if self.runners is None else self.runners.of(view)
+
+    def succeeding(self, old: Generation) -> Generation:
+        """The same, ready to take over from the live generation: with its catalogue, if both are of
+        one snapshot, so that no change is lost. May warm up a runner."""
+        catalogue = old.catalogue
+        if catalogue is None or self.snapshot_version != old.snapshot_version:
+            return self
+        runners = [one.runners for one in (self, old) if one.runners is not None]
+
+        def rebase(view: CatalogueView) -> None:
+            for one in runners:
+                one.rebase(view)
+
+        catalogue.on_merge = rebase
+        if self.runners is not None:
+            self.runners.rebase(catalogue.view)
+        return replace(self, source=catalogue)
+
+    def close(self) -> None:
+        """Let go of the live directory; changes that wait are finished first."""
+        if self.catalogue is not None:
+            self.catalogue.close()
 
     @property
     def model_version(self) -> str:
@@ -90,14 +192,33 @@ class Generation:
         return self.checkpoint.version
 
     @property
-    def index_version(self) -> str:
-        """The snapshot's digest."""
-        return self.snapshot.version
+    def snapshot_version(self) -> str:
+        """The snapshot's digest: encoder, codec and attributes."""
+        return self.view.origin_version
+
+    def index_version_at(self, sequence: int) -> str:
+        """Name of the catalogue after a change, as `CatalogueView.version` has it."""
+        return f"{self.snapshot_version}+{sequence}" if sequence else self.snapshot_version
 
     @property
     def simulated(self) -> bool:
         """Whether catalogue or behaviour are made up."""
-        return bool(self.snapshot.manifest.get("simulated")) or self.checkpoint.settings.simulated
+        return bool(self.view.manifest.get("simulated")) or self.checkpoint.settings.simulated
+
+
+def settled_view(snapshot: Path, directory: Path | None, *, verify: bool) -> CatalogueView:
+    """A snapshot with its changes, read beside the process that may be writing them.
+
+    What is read in the middle of an append or of a merge's end is read again. Raises ArtifactError.
+    """
+    for wait_s in READ_AGAIN_S:
+        try:
+            return read_view(snapshot, directory, verify=verify)
+        except ArtifactError:
+            if not (directory or live_directory(snapshot)).exists():
+                raise
+            time.sleep(wait_s)
+    return read_view(snapshot, directory, verify=verify)
 
 
 class Generations:

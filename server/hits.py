@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from decoding.engine import Hypotheses
+from index.catalogue import Catalogue
 from index.rescoring import FEATURES, RescoringWeights
 from models.ranking import Ranked
-from server.generation import Generation
 from server.schemas import Explanation, Features, Hit, Item
 
 HIT_COLUMNS = ("item_id", "title", "brand", "category", "color", "price", "stock")
@@ -19,7 +21,8 @@ _LISTS = ("category", "color", "material", "audience", "function")
 
 
 def hits_of(
-    generation: Generation,
+    catalogue: Catalogue,
+    weights: RescoringWeights,
     ranked: Ranked,
     found: Hypotheses | None,
     limit: int,
@@ -27,22 +30,19 @@ def hits_of(
     explain: bool,
 ) -> list[Hit]:
     """The wire form of the first `limit` ranked items; `found` None: the engine was not heard."""
-    snapshot = generation.snapshot
     rows = ranked.rows[:limit]
     if not len(rows):
         return []
-    items = snapshot.items.get_many(rows)
-    codes = snapshot.trie.codes_of_leaves(snapshot.postings.leaf_of_row[rows])
+    items = catalogue.items.get_many(rows)
+    codes = catalogue.trie.codes_of_leaves(catalogue.postings.leaf_of_row[rows])
     hits: list[Hit] = []
     for position, item in enumerate(items):
         hits.append(
             Hit(
                 **_fields(item, HIT_COLUMNS),
-                sid=snapshot.layout.format(codes[position]),
+                sid=catalogue.layout.format(codes[position]),
                 score=float(ranked.scores[position]),
-                explain=_explanation(
-                    ranked, position, codes[position].tolist(), found, generation.weights
-                )
+                explain=_explanation(ranked, position, codes[position].tolist(), found, weights)
                 if explain
                 else None,
             )
@@ -50,19 +50,18 @@ def hits_of(
     return hits
 
 
-def item_of(generation: Generation, item_id: str) -> Item | None:
+def item_of(catalogue: Catalogue, item_id: str) -> Item | None:
     """One item with all of its fields, or None."""
-    snapshot = generation.snapshot
-    row = snapshot.items.row_of(item_id)
+    row = catalogue.items.row_of(item_id)
     if row is None:
         return None
-    leaf = snapshot.postings.leaf_of_row[row : row + 1]
-    item = snapshot.items.get(row)
+    leaf = catalogue.postings.leaf_of_row[np.array([row])]
+    item = catalogue.items.get(row)
     return Item(
         **_fields(item, ITEM_COLUMNS),
         attributes=item.get("attributes") or {},
-        sid=snapshot.layout.format(snapshot.trie.codes_of_leaves(leaf)[0]),
-        index_version=generation.index_version,
+        sid=catalogue.layout.format(catalogue.trie.codes_of_leaves(leaf)[0]),
+        index_version=catalogue.version,
     )
 
 

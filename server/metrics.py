@@ -2,7 +2,7 @@
 
 Labels are bounded: routes are templates of this program (anything else is "other"), methods and
 degradations come from fixed lists, statuses are three-digit numbers that we send ourselves. What
-the engine counts and what is being served is read at each scrape.
+engine and catalogue count and what is being served is read at each scrape.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoding.engine import EngineStats
+from index.live.catalogue import LiveStatus
 from server.headers import arrived
 from server.search import Searcher
 
@@ -50,6 +51,24 @@ _ENGINE_COUNTERS: dict[str, _Reading] = {
     "cancelled": ("Prompts that nobody waited for any more", lambda stats: stats.cancelled),
     "failed": ("Prompts that broke", lambda stats: stats.failed),
     "swaps": ("Generations that went live after the first", lambda stats: stats.swaps),
+}
+_CatalogueReading = tuple[str, Callable[[LiveStatus], float]]
+_CATALOGUE_GAUGES: dict[str, _CatalogueReading] = {
+    "sequence": ("Number of the last change", lambda status: status.sequence),
+    "items": ("Items that can be found", lambda status: status.items),
+    "added_rows": ("Rows added since the last merge", lambda status: status.added_rows),
+    "deleted_rows": ("Rows deleted since the last merge", lambda status: status.deleted_rows),
+    "waiting_changes": ("Changes handed in, not yet made", lambda status: status.waiting_changes),
+    "log_bytes": ("Size of the change log", lambda status: status.log_bytes),
+    "merging": ("Whether a merge is running", lambda status: status.merging),
+    "last_merge_seconds": ("How long the last merge took", lambda status: status.last_merge_s),
+    "merge_failed": ("Whether the last merge failed", lambda status: bool(status.merge_error)),
+}
+_CATALOGUE_COUNTERS: dict[str, _CatalogueReading] = {
+    "changes_applied": ("Changes made", lambda status: status.applied),
+    "changes_rejected": ("Changes that could not be made", lambda status: status.rejected),
+    "publications": ("New states of the catalogue", lambda status: status.publications),
+    "merges": ("Merges that went well", lambda status: status.merges),
 }
 
 
@@ -151,12 +170,14 @@ class SearcherCollector(Collector):
         self._version = version
 
     def collect(self) -> Iterable[Metric]:
-        """What is being served, empty while there is nothing; then the engine's numbers."""
+        """What is being served, empty while there is nothing; the engine's numbers; the changing
+        catalogue's."""
         serving = self._searcher.serving()
         labels = {
             "version": self._version,
             "model_version": serving.model_version if serving else "",
-            "index_version": serving.index_version if serving else "",
+            # Without the number of the last change: each value of a label is kept for ever.
+            "index_version": serving.index_version.partition("+")[0] if serving else "",
         }
         yield InfoMetricFamily("onesearch_build", "What is being served", labels)
         stats = self._searcher.engine_stats()
@@ -164,3 +185,18 @@ class SearcherCollector(Collector):
             yield GaugeMetricFamily(f"onesearch_engine_{name}", text, read(stats))
         for name, (text, read) in _ENGINE_COUNTERS.items():
             yield CounterMetricFamily(f"onesearch_engine_{name}", text, read(stats))
+        status = self._searcher.catalogue_status()
+        if status is None:
+            return
+        for name, (text, read) in _CATALOGUE_GAUGES.items():
+            yield GaugeMetricFamily(f"onesearch_catalogue_{name}", text, read(status.live))
+        for name, (text, read) in _CATALOGUE_COUNTERS.items():
+            yield CounterMetricFamily(f"onesearch_catalogue_{name}", text, read(status.live))
+        filters = CounterMetricFamily(
+            "onesearch_catalogue_filters",
+            "Filters by how they were answered, since the last merge",
+            labels=["result"],
+        )
+        for result, count in status.filters.items():
+            filters.add_metric([result], count)
+        yield filters

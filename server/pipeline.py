@@ -1,4 +1,4 @@
-"""One search from request to answer, on one pinned generation.
+"""One search from request to answer, on one pinned generation and one view of its catalogue.
 
 query → embedding → user context → prompt → engine → postings → rescoring → hits
 
@@ -23,18 +23,21 @@ from structlog.typing import FilteringBoundLogger
 from decoding.engine import Engine, EngineStats, Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.items import ItemFilter
+from index.live.catalogue import CatalogueBusy, CatalogueClosed
+from index.live.changes import Change
+from index.live.filters import Allowed
+from index.live.view import CatalogueView
 from index.text import normalise
 from models.ranking import rank_candidates
 from server.cache import LruCache
-from server.candidates import Allowed, chosen_candidates
-from server.changes import CatalogueChange
+from server.candidates import chosen_candidates
 from server.context import UserContexts
 from server.errors import Problem
 from server.generation import Generation, Generations
 from server.hits import hits_of, item_of
 from server.metrics import Metrics
 from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
-from server.search import ChangeOutcome, Serving
+from server.search import CatalogueStatus, ChangeOutcome, Serving
 from server.settings import RANKING_RESERVE_SHARE, Settings
 
 ENGINE_GRACE_S = 0.005
@@ -100,12 +103,10 @@ class Pipeline:
         self._settings = settings
         self._metrics = metrics
         self._log = log
+        self._closing: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(settings.worker_threads, "onesearch-search")
         self._embeddings: LruCache[tuple[str, str], NDArray[np.float32]] = LruCache(
             settings.query_cache_entries
-        )
-        self._filters: LruCache[tuple[str, ItemFilter], Allowed] = LruCache(
-            settings.filter_cache_entries
         )
 
     async def search(
@@ -114,16 +115,18 @@ class Pipeline:
         """Answer one request by `deadline` (monotonic seconds), degraded if need be."""
         watch = Stopwatch(self._metrics)
         with self._generations.pin() as generation:
+            # Whatever changes from here on, this search sees one catalogue.
+            view = generation.view
             history = await self._history(request)
-            prepared = await self._in_thread(self._prepare, generation, request, history)
+            prepared = await self._in_thread(self._prepare, generation, view, request, history)
             watch.lap("prepare")
             if prepared.allowed is not None and prepared.allowed.n_items == 0:
                 found, hits, n_candidates = Found(None), list[Hit](), 0
             else:
-                found = await self._ask_engine(generation, prepared, request_id, deadline)
+                found = await self._ask_engine(generation, view, prepared, request_id, deadline)
                 watch.lap("engine")
                 hits, n_candidates = await self._in_thread(
-                    self._rank, generation, request, prepared, found
+                    self._rank, generation, view, request, prepared, found
                 )
                 watch.lap("rank")
         self._metrics.unknown_history.inc(prepared.unknown_history)
@@ -133,10 +136,10 @@ class Pipeline:
             hits=hits,
             total_candidates=n_candidates,
             model_version=generation.model_version,
-            index_version=generation.index_version,
+            index_version=view.version,
             degraded=list(found.degraded),
             complete=len(hits) == request.limit,
-            notes=_notes(request, prepared, len(hits), knows=_knows(generation, prepared)),
+            notes=_notes(request, prepared, len(hits), knows=_knows(view, prepared)),
             simulated=generation.simulated,
             timings_ms=watch.stop(),
         )
@@ -144,18 +147,49 @@ class Pipeline:
     async def item(self, item_id: str) -> Item | None:
         """One item of the live catalogue, or None."""
         with self._generations.pin() as generation:
-            return await self._in_thread(item_of, generation, item_id)
+            return await self._in_thread(item_of, generation.view, item_id)
 
-    async def change(self, changes: Sequence[CatalogueChange]) -> ChangeOutcome:
-        """Not yet."""
-        raise Problem("catalogue-read-only", "this server only reads its catalogue")
+    async def change(self, changes: Sequence[Change]) -> ChangeOutcome:
+        """Change the live catalogue; on return the changes are on disk and in the next search."""
+        with self._generations.pin() as generation:
+            if generation.catalogue is None:
+                raise Problem("catalogue-read-only", "this server only reads its catalogue")
+            try:
+                made = generation.catalogue.submit(changes)
+                # What was handed in is done, whoever still waits for it.
+                applied = await asyncio.shield(asyncio.wrap_future(made))
+            except CatalogueBusy:
+                raise Problem(
+                    "overloaded",
+                    "more changes wait than the catalogue takes",
+                    retry_after_s=self._settings.retry_after_s,
+                ) from None
+            except CatalogueClosed as error:
+                self._log.error("changes not made", changes=len(changes), detail=str(error))
+                raise Problem(
+                    "changes-unavailable",
+                    "the changes were not made; the server's log says why",
+                    retry_after_s=self._settings.retry_after_s,
+                ) from None
+        return ChangeOutcome(
+            applied.sequence,
+            applied.applied,
+            tuple((bad.index, bad.reason) for bad in applied.rejected),
+            generation.index_version_at(applied.sequence),
+        )
 
     def serving(self) -> Serving:
         """The live generation."""
         live = self._generations.live
-        return Serving(
-            live.model_version, live.index_version, live.simulated, len(live.snapshot.items)
-        )
+        view = live.view
+        return Serving(live.model_version, view.version, live.simulated, view.n_items)
+
+    def catalogue_status(self) -> CatalogueStatus | None:
+        """The live catalogue in numbers, where it takes changes."""
+        catalogue = self._generations.live.catalogue
+        if catalogue is None:
+            return None
+        return CatalogueStatus(catalogue.status(), catalogue.view.filter_counts)
 
     def engine_stats(self) -> EngineStats:
         """The engine's counters."""
@@ -164,14 +198,25 @@ class Pipeline:
     async def promote(self, generation: Generation) -> asyncio.Event:
         """Answer new searches from another loaded generation, once it is warm in the engine.
 
-        Running searches end on theirs; the event is set when the last of them has.
+        A generation of the same snapshot goes on with the live catalogue. Running searches end on
+        theirs; the event is set when the last of them has.
         """
+        old = self._generations.live
+        generation = await self._in_thread(generation.succeeding, old)
         await self._engine.swap(generation.runner)
-        return self._generations.promote(generation)
+        drained = self._generations.promote(generation)
+        if old.source is not generation.source:
+            closing = asyncio.create_task(_close_after(drained, old))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return drained
 
     async def close(self) -> None:
-        """End the engine, then the threads."""
+        """End the engine, then the catalogue, then the threads."""
         await self._engine.close()
+        for closing in self._closing:
+            closing.cancel()
+        await asyncio.to_thread(self._generations.live.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
@@ -188,16 +233,19 @@ class Pipeline:
         return ()
 
     def _prepare(
-        self, generation: Generation, request: SearchRequest, history: Sequence[str]
+        self,
+        generation: Generation,
+        view: CatalogueView,
+        request: SearchRequest,
+        history: Sequence[str],
     ) -> Prepared:
-        snapshot = generation.snapshot
         query = normalise(request.query)
-        embedding = self._embedding(generation, query)
-        rows = snapshot.items.rows_of(history)
+        embedding = self._embedding(generation, view, query)
+        rows = view.items.rows_of(history)
         known = rows[rows >= 0]
-        sids = snapshot.trie.codes_of_leaves(snapshot.postings.leaf_of_row[known])
-        allowed = self._allowed(generation, request)
-        n_legal = snapshot.trie.n_leaves if allowed is None else allowed.trie.n_leaves
+        sids = view.trie.codes_of_leaves(view.postings.leaf_of_row[known])
+        allowed = view.filter(item_filter(request))
+        n_legal = view.trie.n_leaves if allowed is None else allowed.trie.n_leaves
         return Prepared(
             query,
             embedding,
@@ -207,33 +255,29 @@ class Pipeline:
             len(rows) - len(known),
         )
 
-    def _embedding(self, generation: Generation, query: str) -> NDArray[np.float32]:
-        key = (generation.index_version, query)
+    def _embedding(
+        self, generation: Generation, view: CatalogueView, query: str
+    ) -> NDArray[np.float32]:
+        # Encoder and attributes are the snapshot's: changes of the catalogue leave them alone.
+        key = (generation.snapshot_version, query)
         embedding = self._embeddings.get(key)
         self._count("query", embedding is not None)
         if embedding is None:
             # A text without one known feature has no direction; zero is similar to nothing.
-            embedding = np.nan_to_num(generation.snapshot.embed_queries([query])[0])
+            embedding = np.nan_to_num(view.embed_queries([query])[0])
             self._embeddings.put(key, embedding)
         return embedding
-
-    def _allowed(self, generation: Generation, request: SearchRequest) -> Allowed | None:
-        filters = item_filter(request)
-        if filters.is_empty:
-            return None
-        key = (generation.index_version, filters)
-        allowed = self._filters.get(key)
-        self._count("filter", allowed is not None)
-        if allowed is None:
-            allowed = Allowed.of(filters, generation.snapshot)
-            self._filters.put(key, allowed)
-        return allowed
 
     def _count(self, cache: str, hit: bool) -> None:
         self._metrics.cache.labels(cache, "hit" if hit else "miss").inc()
 
     async def _ask_engine(
-        self, generation: Generation, prepared: Prepared, request_id: str, deadline: float
+        self,
+        generation: Generation,
+        view: CatalogueView,
+        prepared: Prepared,
+        request_id: str,
+        deadline: float,
     ) -> Found:
         """The engine's hypotheses within its share of the time that is left."""
         left_s = deadline - time.monotonic()
@@ -250,7 +294,8 @@ class Pipeline:
                     prepared.beam_width,
                     trie_filter,
                     deadline - reserve_s,
-                    generation=generation.runner,
+                    generation=generation.runner_of(view),
+                    trie=view.trie,
                 )
         except (DeadlineExceeded, TimeoutError):
             return Found(None, ("engine_deadline",))
@@ -262,18 +307,28 @@ class Pipeline:
         return Found(hypotheses)
 
     def _rank(
-        self, generation: Generation, request: SearchRequest, prepared: Prepared, found: Found
+        self,
+        generation: Generation,
+        view: CatalogueView,
+        request: SearchRequest,
+        prepared: Prepared,
+        found: Found,
     ) -> tuple[list[Hit], int]:
         retrieved = self._settings.retrieval_candidates
         if found.hypotheses is None:
             retrieved = self._settings.fallback_candidates
-        snapshot, query, embedding = generation.snapshot, prepared.query, prepared.embedding
+        query, embedding, weights = prepared.query, prepared.embedding, generation.weights
         mask = None if prepared.allowed is None else prepared.allowed.mask
         beam = found.hypotheses
-        chosen = chosen_candidates(snapshot, query, embedding, beam, mask, retrieved)
-        ranked = rank_candidates(snapshot, generation.weights, query, embedding, chosen)
-        hits = hits_of(generation, ranked, beam, request.limit, explain=request.explain)
+        chosen = chosen_candidates(view, query, embedding, beam, mask, retrieved)
+        ranked = rank_candidates(view, weights, query, embedding, chosen)
+        hits = hits_of(view, weights, ranked, beam, request.limit, explain=request.explain)
         return hits, len(ranked.rows)
+
+
+async def _close_after(drained: asyncio.Event, generation: Generation) -> None:
+    await drained.wait()
+    await asyncio.to_thread(generation.close)
 
 
 def item_filter(request: SearchRequest) -> ItemFilter:
@@ -292,10 +347,9 @@ def item_filter(request: SearchRequest) -> ItemFilter:
     )
 
 
-def _knows(generation: Generation, prepared: Prepared) -> bool:
+def _knows(view: CatalogueView, prepared: Prepared) -> bool:
     """Whether encoder or lexical index know anything of the query."""
-    lexical = generation.snapshot.lexical
-    return bool(prepared.embedding.any()) or lexical.upper_bound(prepared.query) > 0
+    return bool(prepared.embedding.any()) or view.lexical.upper_bound(prepared.query) > 0
 
 
 def _notes(request: SearchRequest, prepared: Prepared, n_hits: int, *, knows: bool) -> list[str]:
@@ -306,9 +360,10 @@ def _notes(request: SearchRequest, prepared: Prepared, n_hits: int, *, knows: bo
         notes.append(f"history items not in the catalogue: {prepared.unknown_history}")
     if n_hits == request.limit:
         return notes
-    allowed = prepared.allowed
-    if allowed is not None and allowed.n_items == 0:
-        notes.append("no item passes the filters")
+    # Without conditions there still is a filter when SIDs have lost all of their items.
+    allowed = None if item_filter(request).is_empty else prepared.allowed
+    if prepared.allowed is not None and prepared.allowed.n_items == 0:
+        notes.append("the catalogue is empty" if allowed is None else "no item passes the filters")
     elif allowed is not None and allowed.n_items == n_hits:
         notes.append(f"only {n_hits} {'item passes' if n_hits == 1 else 'items pass'} the filters")
     else:

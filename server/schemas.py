@@ -224,6 +224,19 @@ class Item(BaseModel):
     index_version: str
 
 
+class CatalogueFacts(BaseModel):
+    """How far the catalogue has changed."""
+
+    sequence: int = Field(description="number of the last change")
+    added: int = Field(description="rows added since the last merge")
+    deleted: int = Field(description="rows deleted since the last merge")
+    log_bytes: int
+    merging: bool
+    merges: int = Field(description="since the start")
+    last_merge_s: float
+    merge_failed: bool = Field(description="the last one; the log says why")
+
+
 class Status(BaseModel):
     """The answer of /livez and /readyz."""
 
@@ -232,6 +245,7 @@ class Status(BaseModel):
     index_version: str | None = None
     simulated: bool | None = None
     items: int | None = None
+    catalogue: CatalogueFacts | None = Field(default=None, description="where it takes changes")
 
 
 class WrongField(BaseModel):

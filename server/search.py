@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from decoding.engine import EngineStats
-from server.changes import CatalogueChange
+from index.live.catalogue import LiveStatus
+from index.live.changes import Change
 from server.schemas import Item, SearchRequest, SearchResponse
 
 
@@ -19,6 +20,17 @@ class Serving:
     index_version: str
     simulated: bool
     items: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueStatus:
+    """A changing catalogue in numbers: counters since the start, sizes and seconds as they are.
+
+    `filters`: how filters were answered since the last merge: hit, patch, miss.
+    """
+
+    live: LiveStatus
+    filters: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,7 @@ class Searcher(Protocol):
         """One item of the catalogue, or None."""
         ...
 
-    async def change(self, changes: Sequence[CatalogueChange]) -> ChangeOutcome:
+    async def change(self, changes: Sequence[Change]) -> ChangeOutcome:
         """Change the catalogue; when this returns, what was applied is on disk and is searched.
 
         Raises Problem where nothing can be written.
@@ -59,6 +71,10 @@ class Searcher(Protocol):
 
     def serving(self) -> Serving | None:
         """None while nothing can be answered."""
+        ...
+
+    def catalogue_status(self) -> CatalogueStatus | None:
+        """What the changes have made of the catalogue; None when it takes none."""
         ...
 
     def engine_stats(self) -> EngineStats:

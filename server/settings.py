@@ -36,13 +36,15 @@ BODY_TIMEOUT_S = 10.0
 BODY_BYTES = 64 * 1024
 CATALOGUE_BODY_BYTES = 8 * 1024 * 1024
 CATALOGUE_REQUESTS = 8
+MERGE_SHARE = 0.05
+MERGE_MIN_ITEMS = 10_000
+MERGE_LOG_BYTES = 256 * 1024 * 1024
 QUERY_CHARACTERS = 512
 CONCURRENT_REQUESTS = 256
 PATIENCE = 10.0
 RETRY_AFTER_S = 1.0
 WORKER_THREADS = 4
 QUERY_CACHE_ENTRIES = 20_000
-FILTER_CACHE_ENTRIES = 64
 REMEMBERED_USERS = 10_000
 REMEMBERED_ITEMS = 50
 RETRIEVAL_CANDIDATES = 0
@@ -86,6 +88,19 @@ class Settings(BaseSettings):
         description="take catalogue changes over HTTP; if not given, from this machine only and "
         "while listening on a loopback address",
     )
+    live_directory: Path | None = Field(
+        None, description="where changes are kept; SNAPSHOT.live beside the snapshot if not given"
+    )
+    merge_share: float = Field(
+        MERGE_SHARE,
+        gt=0,
+        description="changes are merged into a new base when this share of the items was added or "
+        "removed since the last merge",
+    )
+    merge_min_items: int = Field(MERGE_MIN_ITEMS, ge=1, description="and at least this many")
+    merge_log_bytes: int = Field(
+        MERGE_LOG_BYTES, ge=1, description="or when the log of the changes is larger than this"
+    )
     catalogue_body_bytes: int = Field(CATALOGUE_BODY_BYTES, ge=1024, le=256 * 1024 * 1024)
     catalogue_requests: int = Field(
         CATALOGUE_REQUESTS, ge=1, le=1000, description="of catalogue changes at the same time"
@@ -112,7 +127,6 @@ class Settings(BaseSettings):
     )
     worker_threads: int = Field(WORKER_THREADS, ge=1, le=256)
     query_cache_entries: int = Field(QUERY_CACHE_ENTRIES, ge=1)
-    filter_cache_entries: int = Field(FILTER_CACHE_ENTRIES, ge=1)
     remembered_users: int = Field(REMEMBERED_USERS, ge=1)
     remembered_items: int = Field(REMEMBERED_ITEMS, ge=1, le=200)
 

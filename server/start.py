@@ -9,6 +9,8 @@ from structlog.typing import FilteringBoundLogger
 
 from decoding.native.engine import NativeEngine
 from decoding.native.runner import default_threads
+from index.live.catalogue import LiveSettings
+from server.access import takes_changes
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
 from server.metrics import Metrics
@@ -27,14 +29,10 @@ async def start_pipeline(
 
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
-    generation = await asyncio.to_thread(
-        load_generation,
-        snapshot,
-        checkpoint,
-        verify=settings.verify,
-        device=settings.engine_device,
-    )
+    generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
     assert generation.runner is not None
+    if generation.catalogue is not None and generation.catalogue.note:
+        log.warning("change log mended", note=generation.catalogue.note)
     threads = settings.engine_threads or default_threads()
     engine = NativeEngine(generation.runner, threads=threads)
     return Pipeline(
@@ -47,8 +45,27 @@ async def start_pipeline(
     )
 
 
-def load_generation(
-    snapshot: Path, checkpoint: Path, *, verify: bool = True, device: str = "cpu"
-) -> Generation:
-    """A pair with its weights, as the native engine serves it. Raises like `Generation.open`."""
-    return Generation.open(snapshot, checkpoint, verify=verify).with_runner(device)
+def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Generation:
+    """A pair with its weights, as the native engine serves it; its catalogue takes changes where
+    the settings let somebody send them. Raises like `Generation.open`."""
+    changes = _merging(settings) if takes_changes(settings) else None
+    generation = Generation.open(
+        snapshot,
+        checkpoint,
+        verify=settings.verify,
+        directory=settings.live_directory,
+        changes=changes,
+    )
+    try:
+        return generation.with_runner(settings.engine_device)
+    except BaseException:
+        generation.close()
+        raise
+
+
+def _merging(settings: Settings) -> LiveSettings:
+    return LiveSettings(
+        merge_share=settings.merge_share,
+        merge_min_items=settings.merge_min_items,
+        merge_log_bytes=settings.merge_log_bytes,
+    )

@@ -8,7 +8,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from server.errors import Problem
 from server.gateway import gateway_of
-from server.schemas import Status, problem_responses
+from server.schemas import CatalogueFacts, Status, problem_responses
+from server.search import CatalogueStatus
 
 router = APIRouter(tags=["operation"])
 
@@ -21,7 +22,12 @@ async def livez() -> Status:
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", responses=problem_responses(503), summary="Should requests be sent here")
+@router.get(
+    "/readyz",
+    responses=problem_responses(503),
+    response_model_exclude_none=True,
+    summary="Should requests be sent here",
+)
 async def readyz(request: Request) -> Status:
     """503 while nothing is loaded and while the process is about to end."""
     gateway = gateway_of(request)
@@ -36,6 +42,7 @@ async def readyz(request: Request) -> Status:
         index_version=serving.index_version,
         simulated=serving.simulated,
         items=serving.items,
+        catalogue=_catalogue_facts(gateway.searcher.catalogue_status()),
     )
 
 
@@ -43,3 +50,19 @@ async def readyz(request: Request) -> Status:
 async def metrics(request: Request) -> Response:
     """The text exposition format."""
     return Response(gateway_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _catalogue_facts(status: CatalogueStatus | None) -> CatalogueFacts | None:
+    if status is None:
+        return None
+    live = status.live
+    return CatalogueFacts(
+        sequence=live.sequence,
+        added=live.added_rows,
+        deleted=live.deleted_rows,
+        log_bytes=live.log_bytes,
+        merging=live.merging,
+        merges=live.merges,
+        last_merge_s=live.last_merge_s,
+        merge_failed=bool(live.merge_error),
+    )

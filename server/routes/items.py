@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from index.live.changes import Delete
 from server.changes import (
     Batch,
     Changed,
@@ -98,13 +98,13 @@ async def delete_item(item_id: str, request: Request) -> Response:
     """The same for one item, without a body."""
     gateway = gateway_of(request)
     gateway.serving()
-    outcome = await gateway.searcher.change([item_id])
+    outcome = await gateway.searcher.change([Delete(item_id)])
     if not outcome.applied:
         raise Problem("item-not-found", _NO_SUCH_ITEM)
     return _answer(request, outcome, [])
 
 
-async def _change(request: Request, read: Callable[[bytes], Batch[Any]], field: str) -> Response:
+async def _change(request: Request, read: Callable[[bytes], Batch], field: str) -> Response:
     gateway = gateway_of(request)
     gateway.serving()
     if not declares_json(request):

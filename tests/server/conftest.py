@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,10 +17,10 @@ import pytest
 import uvicorn
 
 from decoding.engine import EngineStats, Hypotheses, Prompt
+from index.live.changes import Change
 from index.live.trie import AnyTrie
 from index.trie import TrieFilter
 from server.app import create_app
-from server.changes import CatalogueChange
 from server.cli.serve import bind, loop_factory
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
@@ -27,7 +28,7 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.schemas import Item, SearchRequest, SearchResponse
-from server.search import ChangeOutcome, Serving
+from server.search import CatalogueStatus, ChangeOutcome, Serving
 from server.settings import Settings
 from server.start import start_pipeline
 
@@ -38,7 +39,8 @@ class StubSearcher:
     def __init__(self) -> None:
         self.answer: Callable[[SearchRequest], Any] | None = None
         self.live: Serving | None = Serving("m1", "i1", True, 3)
-        self.changes: list[CatalogueChange] = []
+        self.status: CatalogueStatus | None = None
+        self.changes: list[Change] = []
         self.outcome: ChangeOutcome | Exception | None = None
 
     async def search(
@@ -63,7 +65,7 @@ class StubSearcher:
     async def item(self, item_id: str) -> Item | None:
         return None
 
-    async def change(self, changes: Sequence[CatalogueChange]) -> ChangeOutcome:
+    async def change(self, changes: Sequence[Change]) -> ChangeOutcome:
         self.changes += changes
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -71,6 +73,9 @@ class StubSearcher:
 
     def serving(self) -> Serving | None:
         return self.live
+
+    def catalogue_status(self) -> CatalogueStatus | None:
+        return self.status
 
     def engine_stats(self) -> EngineStats:
         return EngineStats(
@@ -209,7 +214,7 @@ def plain() -> Generator[httpx.Client, None, None]:
 @pytest.fixture(scope="session")
 def tiny_url(tiny_pair: Any) -> Generator[str, None, None]:
     """A gateway with the real engine over the tiny generation."""
-    settings = Settings(engine_threads=1, beam_width=16, patience=0)
+    settings = Settings(engine_threads=1, beam_width=16, catalogue_changes=False)
     metrics, log = Metrics(), make_logger("error")
 
     pipeline = asyncio.run(start_pipeline(settings, *tiny_pair, metrics, log))
@@ -221,6 +226,29 @@ def tiny_url(tiny_pair: Any) -> Generator[str, None, None]:
 def tiny(tiny_url: str) -> Generator[httpx.Client, None, None]:
     with httpx.Client(base_url=tiny_url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture
+def own_pair(tiny_pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The tiny generation with a snapshot of the test's own, whose catalogue it may change."""
+    snapshot = tmp_path / "snapshot"
+    shutil.copytree(tiny_pair[0], snapshot)
+    return snapshot, tiny_pair[1]
+
+
+@pytest.fixture
+def changing(
+    own_pair: tuple[Path, Path], start_server: Callable[[Any], httpx.Client]
+) -> Callable[..., httpx.Client]:
+    """`changing(**settings)` → a gateway with the real engine over `own_pair`."""
+
+    def start(**changes: Any) -> httpx.Client:
+        settings = Settings(engine_threads=1, beam_width=64, **changes)
+        metrics, log = Metrics(), make_logger("error", io.StringIO())
+        pipeline = asyncio.run(start_pipeline(settings, *own_pair, metrics, log))
+        return start_server(create_app(pipeline, settings, metrics=metrics, log=log))
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from server.settings import Settings
 
 def with_settings(generation: Generation, **changes: Any) -> Generation:
     settings = replace(generation.checkpoint.settings, **changes)
-    return Generation.of(generation.snapshot, replace(generation.checkpoint, settings=settings))
+    return Generation.of(generation.view.base, replace(generation.checkpoint, settings=settings))
 
 
 def test_parts_that_do_not_fit_are_named(generation: Generation):
@@ -33,14 +33,14 @@ def test_parts_that_do_not_fit_are_named(generation: Generation):
 
 
 def test_another_codec_of_the_same_layout_does_not_fit(generation: Generation):
-    codec = generation.snapshot.codec
+    codec = generation.view.base.codec
     other = Codec(
         SidLayout(codec.layout.level_sizes),
         tuple(level + 1 for level in codec.centroids),
         codec.kinds,
     )
     with pytest.raises(ArtifactError, match="was trained for codec"):
-        Generation.of(replace(generation.snapshot, codec=other), generation.checkpoint)
+        Generation.of(replace(generation.view.base, codec=other), generation.checkpoint)
 
 
 def test_fitted_weights_come_with_the_checkpoint(generation: Generation):
@@ -50,7 +50,7 @@ def test_fitted_weights_come_with_the_checkpoint(generation: Generation):
 
 def test_a_generation_is_drained_when_its_last_pin_is_released(generation: Generation):
     async def scenario() -> None:
-        other = Generation.of(generation.snapshot, generation.checkpoint)
+        other = Generation.of(generation.view.base, generation.checkpoint)
         generations = Generations(generation)
         with generations.pin() as first:
             with generations.pin():

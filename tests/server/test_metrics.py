@@ -74,6 +74,5 @@ def test_stages_and_caches_are_counted(degraded_client: Any):
     text = client.get("/metrics").text
     for stage in ("prepare", "engine", "rank"):
         assert f'onesearch_stage_seconds_count{{stage="{stage}"}} 2.0' in text
-    for cache in ("query", "filter"):
-        for result in ("hit", "miss"):
-            assert f'onesearch_cache_total{{cache="{cache}",result="{result}"}} 1.0' in text
+    for result in ("hit", "miss"):
+        assert f'onesearch_cache_total{{cache="query",result="{result}"}} 1.0' in text

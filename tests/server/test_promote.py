@@ -78,9 +78,9 @@ def test_a_pinned_search_ends_on_its_generation(pair: tuple[Generation, Generati
         drained = await pipeline.promote(pair[1])
         assert not drained.is_set()
         after = await search(pipeline)
-        assert after.index_version == pair[1].index_version != truth.index_version
+        assert after.index_version == pair[1].view.version != truth.index_version
         assert after.hits != truth.hits
-        assert f'index_version="{pair[1].index_version}"' in metrics.exposition().decode()
+        assert f'index_version="{pair[1].view.version}"' in metrics.exposition().decode()
         contexts.open.set()
         check_same(await waiting, truth)
         assert drained.is_set()

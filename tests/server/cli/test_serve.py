@@ -29,7 +29,7 @@ START = (
 @pytest.fixture
 def server(tiny_pair: Any, tmp_path: Path) -> Generator[tuple[Any, str], None, None]:
     config = tmp_path / "settings.toml"
-    config.write_text("drain_s = 0.6\nengine_threads = 1\n")
+    config.write_text("drain_s = 0.6\nengine_threads = 1\ncatalogue_changes = false\n")
     process = subprocess.Popen(
         [
             *(sys.executable, "-c", START, "serve"),
