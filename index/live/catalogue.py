@@ -392,18 +392,23 @@ class LiveCatalogue:
             raise ArtifactError("the catalogue was closed")
         self._child = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=_environment(),
         )
         try:
-            _, told = self._child.communicate()
-            if self._child.returncode:
+            # Its standard input stays open as long as we live: that is how it knows.
+            assert self._child.stderr is not None
+            told = self._child.stderr.read()
+            if self._child.wait():
                 lines = told.decode(errors="replace").strip().splitlines() or ["no reason given"]
                 raise ArtifactError(f"the catalogue could not be merged: {lines[-1]}")
         finally:
-            self._child = None
+            child, self._child = self._child, None
+            for pipe in (child.stdin, child.stderr):
+                if pipe is not None:
+                    pipe.close()
 
 
 def live_directory(snapshot: Path) -> Path:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,16 @@ def open_for_merge(path: Path) -> CatalogueView:
 def main(arguments: Sequence[str]) -> None:
     base, log, through, path = arguments
     os.nice(PRIORITY)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     view = replay(open_for_merge(Path(base)), Path(log), through=int(through))
     write_merged(view, Path(path))
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the process that wants the merge does."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 @dataclass(frozen=True, slots=True)

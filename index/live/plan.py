@@ -68,7 +68,7 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
         try:
             if isinstance(change, Upsert):
                 item = checked_item(change.item)
-                before = existing.get(row)
+                before = added[row - n_rows].item if row >= n_rows else existing.get(row)
                 if before is not None and same_but_numbers(before, item):
                     change = Update(item["item_id"], {name: item[name] for name in NUMBERS})
                 else:

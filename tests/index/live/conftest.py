@@ -83,7 +83,7 @@ def write_snapshot(
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """Items i0 … i29."""
+    """Items i0 … i29, a few of them with one SID."""
     path = tmp_path_factory.mktemp("live") / "snapshot"
     return write_snapshot(path, [item(number) for number in range(30)])
 

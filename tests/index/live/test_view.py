@@ -186,7 +186,7 @@ def test_candidate_sids(base: Snapshot, given_batches: list[list[Change]]) -> No
     assert (np.diff(scores) <= 0).all()
 
 
-@settings(few, max_examples=20)
+@settings(few, max_examples=8)
 @given(batches)
 def test_a_merge_equals_a_build_from_scratch(
     base: Snapshot, given_batches: list[list[Change]]
