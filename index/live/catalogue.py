@@ -57,6 +57,10 @@ _MERGED = "merged-"
 _notes = logging.getLogger(__name__)
 
 
+class CatalogueHeld(ArtifactError):
+    """Another process has the live directory open for changes."""
+
+
 class CatalogueBusy(OnesearchError):
     """More changes wait than the catalogue takes; try again later."""
 
@@ -491,13 +495,16 @@ def _answers(calls: list[_Call], made: Plan, sequence: int) -> list[Applied]:
 def _locked(directory: Path) -> int:
     """The open, locked lock file of a directory."""
     path = directory / _LOCK
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         owner = os.read(file, 20).decode(errors="replace").strip() or "unknown"
         os.close(file)
-        raise ArtifactError(
+        raise CatalogueHeld(
             f"{directory} is open for changes in another process (number {owner}); stop that one, "
             "or send it the changes"
         ) from None
