@@ -1,0 +1,316 @@
+"""More requests than one server on this machine can answer.
+
+A server (`onesearch serve`) runs as a child process. First the sustainable load is found: the
+largest rate at which less than 1 % is refused and 99 % of the answers come within `BOUND_S`. Then
+80, 100, 200 and 400 % of it are offered in turns, several times, and pressed by clients that send
+again as soon as they have an answer. Ours is compared with 80 % of the same server.
+
+Load and server share the machine's cores: the load takes a part of them, more with more refusals,
+so the rates are lower than those of a server that has the machine for itself. All traffic stays on
+127.0.0.1. Tables: `rates` and `clients`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from index.errors import OnesearchError
+from loadtest.bench.load import Tally, offer, post, press
+from loadtest.bench.report import Row, row
+from server.cli.serve import loop_factory
+
+BOUND_S = 0.25
+REFUSED_SHARE = 0.01
+LOADS = (0.8, 1.0, 2.0, 4.0)
+CLIENTS = (16, 64)
+PRESSED_TIMEOUT_MS = 100
+WARM_UP_RATE, WARM_UP_S = 30.0, 1.5
+START_S = 60.0
+MAX_RATE = 4000.0
+PAUSE_S = 0.5
+DEMO_ITEMS = 1500
+DEMO_MINUTES = 0.05
+"""The decoder's training: a search costs the same however little was learned."""
+RECOVERY_S = 1.0
+REFUSED = "503"
+QUERIES = 1000
+
+
+class Plan(NamedTuple):
+    """How long each step takes."""
+
+    search_s: float
+    steps: int
+    phase_s: float
+    repeats: int
+
+
+QUICK = Plan(search_s=2.0, steps=4, phase_s=2.0, repeats=1)
+FULL = Plan(search_s=4.0, steps=6, phase_s=6.0, repeats=3)
+
+
+class Server(NamedTuple):
+    """A running child and what to ask it."""
+
+    port: int
+    queries: Sequence[str]
+
+    def requests(self, timeout_ms: int | None = None) -> list[bytes]:
+        """One for each query."""
+        extra = {} if timeout_ms is None else {"timeout_ms": timeout_ms}
+        bodies = [{"query": query, "limit": 10} | extra for query in self.queries]
+        return [post("/v1/search", json.dumps(body).encode()) for body in bodies]
+
+
+def rows(
+    quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
+) -> list[Row]:
+    """Both tables, on one server; without a pair, a small simulated shop is built first."""
+    return _run(quick, snapshot, checkpoint, (_rates, _clients))
+
+
+def rates(quick: bool = False) -> list[Row]:
+    """Open loop at 80 … 400 % of the sustainable load."""
+    return _run(quick, None, None, (_rates,))
+
+
+def clients(quick: bool = False) -> list[Row]:
+    """Clients that come back at once, with deadlines of 100 ms."""
+    return _run(quick, None, None, (_clients,))
+
+
+TABLES = {"rates": rates, "clients": clients}
+_Part = Callable[[Server, Plan], Awaitable[list[Row]]]
+
+
+def _run(
+    quick: bool, snapshot: Path | None, checkpoint: Path | None, parts: Sequence[_Part]
+) -> list[Row]:
+    plan = QUICK if quick else FULL
+
+    async def work(server: Server) -> list[Row]:
+        random = np.random.default_rng(0)
+        await offer(
+            server.port, server.requests(), rate=WARM_UP_RATE, seconds=WARM_UP_S, random=random
+        )
+        return [one for part in parts for one in await part(server, plan)]
+
+    with tempfile.TemporaryDirectory(prefix="onesearch-overload-") as folder:
+        if snapshot is None or checkpoint is None:
+            snapshot, checkpoint = _demo_pair(Path(folder))
+        with serving(snapshot, checkpoint, Path(folder)) as server:
+            return _in_loop(work(server))
+
+
+async def _rates(server: Server, plan: Plan) -> list[Row]:
+    random, requests = np.random.default_rng(1), server.requests()
+
+    async def at(rate: float, seconds: float) -> Tally:
+        await asyncio.sleep(PAUSE_S)
+        return await offer(server.port, requests, rate=rate, seconds=seconds, random=random)
+
+    sustainable = await _sustainable(at, plan)
+    found: dict[float, list[Tally]] = {load: [] for load in LOADS}
+    recovery: list[Tally] = []
+    for repeat in range(plan.repeats):
+        shift = repeat % len(LOADS)
+        for load in LOADS[shift:] + LOADS[:shift]:
+            found[load].append(await at(load * sustainable, plan.phase_s))
+            if load == max(LOADS):
+                # No pause: what is left of the storm shows in the second after it.
+                recovery.append(
+                    await offer(
+                        server.port,
+                        requests,
+                        rate=LOADS[0] * sustainable,
+                        seconds=RECOVERY_S,
+                        random=random,
+                    )
+                )
+    calm = found[LOADS[0]]
+    table: list[Row] = []
+    for load, tallies in [*found.items(), (LOADS[0], recovery)]:
+        setting: dict[str, Any] = {
+            "load": f"{load:.0%}" + (" after 400%" if tallies is recovery else ""),
+            "requests/s": round(load * sustainable),
+        }
+        shares = _shares(tallies)
+        table.append(
+            row(
+                "p99 of answers under load",
+                setting,
+                [tally.percentile(0.99) * 1000 for tally in tallies],
+                {"at 80%": [tally.percentile(0.99) * 1000 for tally in calm]},
+                "ms",
+                p50_ms=_median(tally.percentile(0.5) * 1000 for tally in tallies),
+                **shares,
+            )
+        )
+    best = max(_median(tally.goodput for tally in tallies) for tallies in found.values())
+    for load, tallies in found.items():
+        table.append(
+            row(
+                "answers per second under load",
+                {"load": f"{load:.0%}", "requests/s": round(load * sustainable)},
+                [tally.goodput for tally in tallies],
+                {"best of all": best},
+                "1/s",
+                higher_is_better=True,
+            )
+        )
+    return table
+
+
+async def _clients(server: Server, plan: Plan) -> list[Row]:
+    random = np.random.default_rng(2)
+    requests = server.requests(PRESSED_TIMEOUT_MS)
+    table: list[Row] = []
+    for count in CLIENTS:
+        tallies: list[Tally] = []
+        for _ in range(plan.repeats):
+            await asyncio.sleep(PAUSE_S)
+            tallies.append(
+                await press(
+                    server.port, requests, clients=count, seconds=plan.phase_s, random=random
+                )
+            )
+        table.append(
+            row(
+                "p99 of answers to clients that send at once",
+                {"clients": count, "timeout_ms": PRESSED_TIMEOUT_MS},
+                [tally.percentile(0.99) * 1000 for tally in tallies],
+                {"timeout": float(PRESSED_TIMEOUT_MS)},
+                "ms",
+                p50_ms=_median(tally.percentile(0.5) * 1000 for tally in tallies),
+                slowest_ms=_rounded(max(tally.percentile(1) for tally in tallies) * 1000),
+                answers_per_s=_median(tally.goodput for tally in tallies),
+                **_shares(tallies),
+            )
+        )
+    return table
+
+
+async def _sustainable(at: Callable[[float, float], Awaitable[Tally]], plan: Plan) -> float:
+    """Doubles until it is too much, then halves the gap; requests per second."""
+    low, high = WARM_UP_RATE / 2, WARM_UP_RATE
+    while high < MAX_RATE and _holds(await at(high, plan.search_s)):
+        low, high = high, 2 * high
+    for _ in range(plan.steps):
+        middle = math.sqrt(low * high)
+        if _holds(await at(middle, plan.search_s)):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _holds(tally: Tally) -> bool:
+    """Whether a load was carried. A single refusal in a short run is no sign of more."""
+    refused = tally.offered - tally.outcomes["200"]
+    allowed = max(1.0, REFUSED_SHARE * tally.offered)
+    return refused <= allowed and tally.percentile(0.99) <= BOUND_S
+
+
+def _shares(tallies: Sequence[Tally]) -> dict[str, Any]:
+    """Of all requests, in percent: what became of them; and how late the load itself was."""
+    offered = sum(tally.offered for tally in tallies)
+    counts = {
+        "whole": sum(tally.outcomes["200"] for tally in tallies),
+        "degraded": sum(tally.outcomes["degraded"] for tally in tallies),
+        "refused": sum(tally.outcomes[REFUSED] for tally in tallies),
+    }
+    counts["other"] = offered - sum(counts.values())
+    late = [value for tally in tallies for value in tally.started_late]
+    return {
+        "percent": {name: _rounded(100 * count / offered) for name, count in counts.items()},
+        "load_late_p99_ms": _rounded(float(np.quantile(late, 0.99)) * 1000),
+    }
+
+
+def _median(values: Any) -> float:
+    return _rounded(float(np.median(list(values))))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+@contextmanager
+def serving(snapshot: Path, checkpoint: Path, folder: Path) -> Generator[Server, None, None]:
+    """`onesearch serve` as a child on a free port of 127.0.0.1; its log goes into `folder`.
+
+    Raises OnesearchError when it does not start.
+    """
+    log = folder / "server.log"
+    arguments = ["serve", "--snapshot", str(snapshot), "--checkpoint", str(checkpoint)]
+    with (
+        log.open("wb") as stream,
+        subprocess.Popen(
+            [*_COMMAND, *arguments, "--host", "127.0.0.1", "--port", "0"],
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | {"ONESEARCH_DRAIN_S": "0"},
+        ) as child,
+    ):
+        try:
+            yield Server(_port(log, child), _queries(snapshot))
+        finally:
+            child.terminate()
+
+
+_COMMAND = (sys.executable, "-c", "from server.cli.main import run; run()")
+
+
+def _port(log: Path, child: subprocess.Popen[bytes]) -> int:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and child.poll() is None:
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("{") and '"event":"serving"' in line:
+                return int(json.loads(line)["url"].rstrip("/").rsplit(":", 1)[1])
+        time.sleep(0.1)
+    child.kill()
+    lines = log.read_text(errors="replace").strip().splitlines()
+    raise OnesearchError(f"the server did not start: {lines[-1] if lines else 'no output'}")
+
+
+def _queries(snapshot: Path) -> list[str]:
+    """Beginnings of titles: text that the catalogue knows."""
+    from index.snapshot import Snapshot
+
+    titles = Snapshot.open(snapshot, verify=False).items.table["title"]
+    chosen = np.random.default_rng(0).permutation(len(titles))[:QUERIES]
+    return [" ".join(title.split()[:4]) or "x" for title in titles.take(chosen).to_pylist()]
+
+
+def _demo_pair(folder: Path) -> tuple[Path, Path]:
+    """A small simulated shop, built by the command that a user would run."""
+    demo = folder / "demo"
+    subprocess.run(
+        [
+            *_COMMAND,
+            *("demo", "--directory", str(demo), "--items", str(DEMO_ITEMS)),
+            *("--training-minutes", str(DEMO_MINUTES), "--no-serve"),
+        ],
+        check=True,
+        stdout=sys.stderr,
+        stderr=subprocess.DEVNULL,
+    )
+    return demo / "snapshot", demo / "checkpoint"
+
+
+def _in_loop(work: Coroutine[Any, Any, list[Row]]) -> list[Row]:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(work)

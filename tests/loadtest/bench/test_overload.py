@@ -1,0 +1,61 @@
+"""The plan of the benchmark against a server that exists only as numbers."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from loadtest.bench import overload
+from loadtest.bench.load import Tally
+from loadtest.bench.overload import FULL, LOADS, QUICK, Plan, Server
+
+CAPACITY = 150.0
+
+
+def tally(rate: float, seconds: float) -> Tally:
+    offered = round(rate * seconds)
+    served = min(offered, round(CAPACITY * seconds))
+    found = Tally(seconds=seconds, offered=offered, started_late=[0.0])
+    for _ in range(served):
+        found.add("200", 0.05 + 0.05 * (rate > CAPACITY))
+    for _ in range(offered - served):
+        found.add("503", 0.001)
+    return found
+
+
+@pytest.mark.parametrize("plan", [QUICK, FULL])
+def test_the_sustainable_load_is_found(plan: Plan):
+    async def at(rate: float, seconds: float) -> Tally:
+        return tally(rate, seconds)
+
+    found = asyncio.run(overload._sustainable(at, plan))
+    assert found == pytest.approx(CAPACITY, rel=0.05)
+
+
+def test_a_load_that_is_answered_late_or_degraded_is_not_sustained():
+    slow = Tally(seconds=1, offered=1000)
+    for _ in range(1000):
+        slow.add("200", 0.3)
+    assert not overload._holds(slow)
+    degraded = Tally(seconds=1, offered=1000)
+    for number in range(1000):
+        degraded.add("degraded" if number < 20 else "200", 0.05)
+    assert not overload._holds(degraded)
+
+
+def test_rows_compare_each_load_with_eighty_percent(monkeypatch: pytest.MonkeyPatch):
+    async def offer(port, requests, *, rate, seconds, random):
+        assert requests
+        return tally(rate, seconds)
+
+    monkeypatch.setattr(overload, "offer", offer)
+    monkeypatch.setattr(overload, "PAUSE_S", 0.0)
+    rows = asyncio.run(overload._rates(Server(0, ["x"]), QUICK))
+    latency = {row["setting"]["load"]: row for row in rows if row["unit"] == "ms"}
+    assert set(latency) == {f"{load:.0%}" for load in LOADS} | {"80% after 400%"}
+    assert latency["400%"]["ratio"] == {"at 80%": 0.5}
+    assert latency["400%"]["percent"]["refused"] == pytest.approx(75, abs=3)
+    assert latency["80% after 400%"]["percent"]["whole"] == 100
+    goodput = [row for row in rows if row["unit"] == "1/s"]
+    assert [row["setting"]["load"] for row in goodput] == ["80%", "100%", "200%", "400%"]
+    assert all(np.isfinite(row["ours"]) for row in rows)
