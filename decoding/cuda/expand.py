@@ -49,18 +49,21 @@ _RANK_LIMIT = 4096
 _DIRECT_CANDIDATES = 2048
 _GROUPS_PER_QUERY = 16384
 _BINS = 1024
-_COLLECT_CHUNK = 128
-_COLLECT_SLOTS = 32
+_COLLECT_CHUNK = 64
+_COLLECT_SLOTS = 16
 _COLLECT_WARPS = 4
-_RANK_CHUNK = 32
+_RANK_CHUNK = 16
 _RANK_BLOCK = 256
 _RANK_WARPS = 4
 # Numbers of the counters of a query.
 _GROUPS_LISTED = tl.constexpr(0)
 _CANDIDATES_LISTED = tl.constexpr(1)
-_RANKS_DONE = tl.constexpr(2)
+_RANKS_STARTED = tl.constexpr(2)
 _COUNTERS = 4
-_NOTHING = tl.constexpr(-(1 << 31))
+_LEAST_KEY = tl.constexpr(-(1 << 63))
+# Groups have at most 32 children: a size, and a row above it, are one number.
+_SIZE_BITS = tl.constexpr(6)
+_SIZE_MASK = tl.constexpr(63)
 # Bins of the distance from the best score: 64 per octave from 2**-9 to 2**7.
 _BIN_SHIFT = tl.constexpr(17)
 _FIRST_BIN = tl.constexpr((127 - 9) << 6)
@@ -188,8 +191,8 @@ class LevelPlan:
             score_warps=min(8, max(1, elements // 512)),
             candidates=max(candidates, 1),
             groups=groups,
-            collect_programs=min(64, -(-min(groups, 2 * _GROUPS_PER_QUERY) // _COLLECT_CHUNK)),
-            rank_programs=min(32, -(-3 * width // 64)),
+            collect_programs=min(512, -(-groups // _COLLECT_CHUNK)),
+            rank_programs=min(128, -(-(expected if direct else 3 * width // 2) // _RANK_CHUNK)),
         )
 
 
@@ -256,11 +259,10 @@ class Expander:
         candidates = max(plan.candidates for plan in self.plans)
         groups = max(plan.groups for plan in self.plans)
         self.normalisers = empty(queries, max_width, dtype=torch.float32)
-        self._row_first = empty(queries, max_width)
-        self._row_end = empty(queries, max_width)
         self._row_branching = empty(queries, max_width)
         self._keys = empty(queries, candidates, dtype=torch.int64)
         self._key_rows = empty(queries, candidates)
+        self._key_levels = empty(queries, candidates, dtype=torch.float32)
         self._group_bins = empty(queries, groups)
         self._group_children = empty(queries, groups)
         self._group_rows = empty(queries, groups)
@@ -316,12 +318,11 @@ class Expander:
             starts,
             codes,
             filter_table,
-            self._row_first,
-            self._row_end,
             self._row_branching,
             self.normalisers,
             self._keys,
             self._key_rows,
+            self._key_levels,
             self._group_bins,
             self._group_children,
             self._group_rows,
@@ -361,11 +362,10 @@ class Expander:
                 codes,
                 filter_table,
                 widths,
-                self._row_first,
-                self._row_end,
                 self.normalisers,
                 self._keys,
                 self._key_rows,
+                self._key_levels,
                 self._group_bins,
                 self._group_children,
                 self._group_rows,
@@ -390,20 +390,15 @@ class Expander:
                 **options,
             )
         _rank_kernel[(self.queries * plan.rank_programs,)](
-            logits,
-            logits.stride(0),
-            logits.stride(1),
-            prior_table,
             codes,
             widths,
             self._row_branching,
-            self.normalisers,
             self._keys,
             self._key_rows,
+            self._key_levels,
             self._histogram,
             self._counters,
             *step,
-            size,
             self.max_width,
             plan.rank_programs,
             self._keys.shape[1],
@@ -414,7 +409,6 @@ class Expander:
             BINS=_BINS,
             COUNTERS=_COUNTERS,
             LIMIT=max(_RANK_LIMIT, 2 * self.max_width),
-            PRIOR=prior is not None,
             DEPENDENT=self._dependent,
             num_warps=_RANK_WARPS,
             **options,
@@ -455,18 +449,17 @@ def _key(sortable, child):
 
 
 @triton.jit
-def _bits(address, child, allowed):
-    """Clears `allowed` where the bitmap at `address` has no bit for the child; 0 allows all."""
+def _allowed(address, child, asked):
+    """Clears `asked` where the bitmap at `address` has no bit for the child."""
     words = address.to(tl.pointer_type(tl.int32))
-    word = tl.load(words + (child >> 5), mask=allowed & (address != 0), other=-1)
-    return allowed & (((word >> (child & 31)) & 1) != 0)
+    word = tl.load(words + (child >> 5), mask=asked, other=0)
+    return asked & (((word >> (child & 31)) & 1) != 0)
 
 
 @triton.jit
 def _visit(
     first,
     end,
-    score,
     normaliser,
     row_logits,
     prior,
@@ -476,14 +469,17 @@ def _visit(
     PRIOR: tl.constexpr,
 ):
     """Children [first, first + TILE) below `end` of each row: their nodes, whether allowed, and
-    their scores. All parameters of rows are (rows,), results (rows, TILE)."""
-    child = first[:, None] + tl.arange(0, TILE)[None, :]
-    allowed = _bits(address, child, child < end[:, None])
-    code = tl.load(codes + child, mask=allowed, other=0).to(tl.int32)
-    logit = tl.load(row_logits[:, None] + code, mask=allowed, other=0.0).to(tl.float32)
+    their log-probabilities, -inf if not. Parameters of rows are (rows,), results (rows, TILE)."""
+    offset = tl.arange(0, TILE)[None, :]
+    child = first[:, None] + offset
+    allowed = offset < (end - first)[:, None]
+    if address != 0:
+        allowed = _allowed(address, child, allowed)
+    code = tl.load((codes + first)[:, None] + offset, mask=allowed, other=0).to(tl.int32)
+    logit = tl.load(row_logits[:, None] + code, mask=allowed, other=-float("inf")).to(tl.float32)
     if PRIOR:
         logit += tl.load(prior + code, mask=allowed, other=0.0)
-    return child, allowed, score[:, None] + (logit - normaliser[:, None])
+    return child, allowed, logit - normaliser[:, None]
 
 
 @triton.jit
@@ -496,16 +492,82 @@ def _append(counter, flags, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _list_candidates(
+    query,
+    row,
+    child,
+    score,
+    level_score,
+    alive,
+    keys,
+    key_rows,
+    key_levels,
+    counters,
+    room,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    COUNTERS: tl.constexpr,
+):
+    """Adds the children that are `alive`, (ROWS, TILE), to the query's candidates."""
+    counter = counters + query * COUNTERS + _CANDIDATES_LISTED
+    flag, place = _append(counter, alive, ROWS * TILE)
+    place = place.to(tl.int64) + query.to(tl.int64) * room
+    row_of = tl.broadcast_to(row[:, None], [ROWS, TILE])
+    tl.store(keys + place, tl.reshape(_key(_sortable(score), child), [ROWS * TILE]), mask=flag)
+    tl.store(key_rows + place, tl.reshape(row_of, [ROWS * TILE]), mask=flag)
+    tl.store(key_levels + place, tl.reshape(level_score, [ROWS * TILE]), mask=flag)
+
+
+@triton.jit
+def _list_groups(
+    query,
+    row,
+    first,
+    end,
+    score,
+    best,
+    group_bins,
+    group_children,
+    group_rows,
+    histogram,
+    counters,
+    room,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    BINS: tl.constexpr,
+    COUNTERS: tl.constexpr,
+):
+    """Adds the groups of a tile that have a child with a score to the query's groups."""
+    groups: tl.constexpr = TILE // GROUP
+    top = tl.max(tl.reshape(score, [ROWS, groups, GROUP]), axis=2)
+    alive = top > -float("inf")
+    number = _bin(best, top, BINS)
+    tl.atomic_add(histogram + query * BINS + number, 1, mask=alive, sem="relaxed")
+    counter = counters + query * COUNTERS + _GROUPS_LISTED
+    flag, place = _append(counter, alive, ROWS * groups)
+    place = place.to(tl.int64) + query.to(tl.int64) * room
+    start = first[:, None] + tl.arange(0, groups)[None, :] * GROUP
+    size = tl.minimum(end[:, None] - start, GROUP)
+    packed = (row[:, None] << _SIZE_BITS) | size
+    tl.store(group_bins + place, tl.reshape(number, [ROWS * groups]), mask=flag)
+    tl.store(group_children + place, tl.reshape(start, [ROWS * groups]), mask=flag)
+    tl.store(group_rows + place, tl.reshape(packed, [ROWS * groups]), mask=flag)
+
+
+@triton.jit
 def _emit(
     query,
     row,
     first,
-    child,
-    allowed,
+    end,
     score,
+    child,
+    level_score,
     best,
     keys,
     key_rows,
+    key_levels,
     group_bins,
     group_children,
     group_rows,
@@ -520,31 +582,18 @@ def _emit(
     BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):
-    """Lists the visited children, or the best of their groups."""
-    alive = allowed & (score > -float("inf"))
+    """Lists the visited children, or their groups."""
+    total = score[:, None] + level_score
     if DIRECT:
-        counter = counters + query * COUNTERS + _CANDIDATES_LISTED
-        flag, place = _append(counter, alive, ROWS * TILE)
-        place = place.to(tl.int64) + query.to(tl.int64) * candidate_room
-        key = tl.reshape(_key(_sortable(score), child), [ROWS * TILE])
-        tl.store(keys + place, key, mask=flag)
-        row_of = tl.reshape(tl.broadcast_to(row[:, None], [ROWS, TILE]), [ROWS * TILE])
-        tl.store(key_rows + place, row_of, mask=flag)
+        _list_candidates(
+            query, row, child, total, level_score, total > -float("inf"), keys, key_rows,
+            key_levels, counters, candidate_room, ROWS, TILE, COUNTERS,
+        )  # fmt: skip
     else:
-        sortable = tl.where(alive, _sortable(score), _NOTHING)
-        groups: tl.constexpr = TILE // GROUP
-        top = tl.max(tl.reshape(sortable, [ROWS, groups, GROUP]), axis=2)
-        found = top != _NOTHING
-        number = _bin(best, _score_of(top), BINS)
-        tl.atomic_add(histogram + query * BINS + number, 1, mask=found, sem="relaxed")
-        counter = counters + query * COUNTERS + _GROUPS_LISTED
-        flag, place = _append(counter, found, ROWS * groups)
-        place = place.to(tl.int64) + query.to(tl.int64) * group_room
-        start = first[:, None] + tl.arange(0, groups)[None, :] * GROUP
-        row_of = tl.broadcast_to(row[:, None], [ROWS, groups])
-        tl.store(group_bins + place, tl.reshape(number, [ROWS * groups]), mask=flag)
-        tl.store(group_children + place, tl.reshape(start, [ROWS * groups]), mask=flag)
-        tl.store(group_rows + place, tl.reshape(row_of, [ROWS * groups]), mask=flag)
+        _list_groups(
+            query, row, first, end, total, best, group_bins, group_children, group_rows,
+            histogram, counters, group_room, ROWS, TILE, GROUP, BINS, COUNTERS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -558,12 +607,11 @@ def _score_kernel(
     child_start,
     codes,
     filter_table,
-    row_first,
-    row_end,
     row_branching,
     row_normaliser,
     keys,
     key_rows,
+    key_levels,
     group_bins,
     group_children,
     group_rows,
@@ -596,7 +644,6 @@ def _score_kernel(
     query = program // (SPLITS * chunks)
     row = (program // SPLITS) % chunks * ROWS + tl.arange(0, ROWS)
     if DEPENDENT:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     inside = row < rows
     score = tl.load(scores + query * rows + row, mask=inside, other=-float("inf"))
@@ -617,11 +664,14 @@ def _score_kernel(
     total = tl.zeros([ROWS], dtype=tl.float32)
     for start in range(0, CODES, CODE_BLOCK):
         code = start + tl.arange(0, CODE_BLOCK)
-        mask = live[:, None] & (code < CODES)[None, :]
+        here = tl.full([1, CODE_BLOCK], 1, tl.int1)
+        if CODES % CODE_BLOCK:
+            here = (code < CODES)[None, :]
+        mask = live[:, None] & here
         logit = tl.load(row_logits[:, None] + code[None, :], mask=mask, other=-float("inf"))
         logit = logit.to(tl.float32)
         if PRIOR:
-            logit += tl.load(prior + code, mask=code < CODES, other=0.0)[None, :]
+            logit += tl.load(prior + code[None, :], mask=here, other=0.0)
         new = tl.maximum(largest, tl.max(logit, axis=1))
         shift = tl.where(new > -float("inf"), new, 0.0)
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logit - shift[:, None]), axis=1)
@@ -632,15 +682,17 @@ def _score_kernel(
 
     begin = first + split * TILE
     stop = tl.minimum(end, begin + TILE)
-    child, allowed, found = _visit(
-        begin, stop, score, normaliser, row_logits, prior, codes, address, TILE, PRIOR
+    child, allowed, level_score = _visit(
+        begin, stop, normaliser, row_logits, prior, codes, address, TILE, PRIOR
     )
     _emit(
-        query, row, begin, child, allowed, found, best,
-        keys, key_rows, group_bins, group_children, group_rows, histogram, counters,
-        candidate_room, group_room, ROWS, TILE, GROUP, DIRECT, BINS, COUNTERS,
+        query, row, begin, stop, score, child, level_score, best, keys, key_rows, key_levels,
+        group_bins, group_children, group_rows, histogram, counters, candidate_room, group_room,
+        ROWS, TILE, GROUP, DIRECT, BINS, COUNTERS,
     )  # fmt: skip
-    count = tl.sum(allowed.to(tl.int32), axis=1)
+    count = end - first
+    if address != 0:
+        count = tl.sum(allowed.to(tl.int32), axis=1)
     if WIDE > 0 and tl.max(end - first, axis=0) > TILE:
         for place in range(ROWS):
             picked = tl.arange(0, ROWS) == place
@@ -652,29 +704,27 @@ def _score_kernel(
             one_logits += one_row.to(tl.int64) * row_stride
             for start in range(tl.sum(tl.where(picked, begin, 0), axis=0) + TILE, last, WIDE):
                 one_first = tl.full([1], start, dtype=tl.int32)
-                one_end = tl.full([1], last, dtype=tl.int32)
-                more, more_allowed, more_found = _visit(
-                    one_first, one_end, one_score, one_normaliser, one_logits, prior, codes,
-                    address, WIDE, PRIOR,
+                one_end = tl.minimum(tl.full([1], last, dtype=tl.int32), one_first + WIDE)
+                more, present, more_scores = _visit(
+                    one_first, one_end, one_normaliser, one_logits, prior, codes, address, WIDE,
+                    PRIOR,
                 )  # fmt: skip
                 _emit(
-                    query, one_row, one_first, more, more_allowed, more_found, best,
-                    keys, key_rows, group_bins, group_children, group_rows, histogram, counters,
-                    candidate_room, group_room, 1, WIDE, GROUP, DIRECT, BINS, COUNTERS,
+                    query, one_row, one_first, one_end, one_score, more, more_scores, best,
+                    keys, key_rows, key_levels, group_bins, group_children, group_rows, histogram,
+                    counters, candidate_room, group_room, 1, WIDE, GROUP, DIRECT, BINS, COUNTERS,
                 )  # fmt: skip
-                count += tl.where(
-                    picked, tl.sum(tl.sum(more_allowed.to(tl.int32), axis=1), axis=0), 0
-                )
-    if SPLITS > 1 and split == 0:
+                if address != 0:
+                    found = tl.sum(tl.sum(present.to(tl.int32), axis=1), axis=0)
+                    count += tl.where(picked, found, 0)
+    if SPLITS > 1 and split == 0 and address != 0:
         # The other programs of the row count their children for themselves only.
         for start in range(TILE, root_children, TILE):
             other = start + tl.arange(0, TILE)
-            present = _bits(address, other, other < root_children)
-            count += tl.sum(present.to(tl.int32), axis=0)
+            counted = _allowed(address, other, other < root_children)
+            count += tl.sum(counted.to(tl.int32), axis=0)
     if split == 0:
         place = query * width + row
-        tl.store(row_first + place, first, mask=inside)
-        tl.store(row_end + place, end, mask=inside)
         tl.store(row_branching + place, count, mask=inside)
         tl.store(row_normaliser + place, normaliser, mask=inside)
 
@@ -689,11 +739,10 @@ def _collect_kernel(
     codes,
     filter_table,
     widths,
-    row_first,
-    row_end,
     row_normaliser,
     keys,
     key_rows,
+    key_levels,
     group_bins,
     group_children,
     group_rows,
@@ -718,7 +767,6 @@ def _collect_kernel(
     program = tl.program_id(0)
     query = program // programs
     if DEPENDENT:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     wanted = tl.minimum(tl.load(widths + query), width)
     listed = tl.load(counters + query * COUNTERS + _GROUPS_LISTED)
@@ -729,35 +777,39 @@ def _collect_kernel(
     prior += query * size
     query_logits = logits + query.to(tl.int64) * query_stride
     group_base = query.to(tl.int64) * group_room
-    counter = counters + query * COUNTERS + _CANDIDATES_LISTED
-    for start in range(program % programs * CHUNK, listed, programs * CHUNK):
+    group_bins += group_base
+    group_children += group_base
+    group_rows += group_base
+    # Nothing is loaded for want of the list's length: what lies beyond it is not used.
+    for start in range(program % programs * CHUNK, group_room, programs * CHUNK):
         place = start + tl.arange(0, CHUNK)
-        number = tl.load(group_bins + group_base + place, mask=place < listed, other=BINS + 1)
-        chosen = number <= bound
+        inside = place < group_room
+        number = tl.load(group_bins + place, mask=inside, other=0)
+        firsts = tl.load(group_children + place, mask=inside, other=0)
+        packed = tl.load(group_rows + place, mask=inside, other=0)
+        chosen = (place < listed) & (number <= bound)
         order = tl.cumsum(chosen.to(tl.int32), 0) - 1
         count = tl.sum(chosen.to(tl.int32), axis=0)
         for done in range(0, count, SLOTS):
             slot = done + tl.arange(0, SLOTS)
             hit = chosen[:, None] & (order[:, None] == slot[None, :])
-            used = slot < count
-            source = group_base + tl.sum(tl.where(hit, place[:, None], 0), axis=0)
-            row = tl.load(group_rows + source, mask=used, other=0)
-            first = tl.load(group_children + source, mask=used, other=0)
-            end = tl.load(row_end + query * width + row, mask=used, other=0)
-            end = tl.minimum(end, first + GROUP)
-            score = tl.load(scores + query * rows + row, mask=used, other=0.0)
-            normaliser = tl.load(row_normaliser + query * width + row, mask=used, other=0.0)
-            child, allowed, found = _visit(
-                first, end, score, normaliser, query_logits + row.to(tl.int64) * row_stride,
-                prior, codes, address, GROUP, PRIOR,
+            source = tl.sum(tl.where(hit, tl.arange(0, CHUNK)[:, None], 0), axis=0)
+            first = tl.gather(firsts, source, 0)
+            row = tl.where(slot < count, tl.gather(packed, source, 0), 0)
+            end = first + (row & _SIZE_MASK)
+            row = row >> _SIZE_BITS
+            score = tl.load(scores + query * rows + row)
+            normaliser = tl.load(row_normaliser + query * width + row)
+            child, _, level_score = _visit(
+                first, end, normaliser, query_logits + row.to(tl.int64) * row_stride, prior,
+                codes, address, GROUP, PRIOR,
             )  # fmt: skip
-            alive = allowed & (found > -float("inf")) & (_bin(best, found, BINS) <= bound)
-            flag, target = _append(counter, alive, SLOTS * GROUP)
-            target = target.to(tl.int64) + query.to(tl.int64) * candidate_room
-            key = tl.reshape(_key(_sortable(found), child), [SLOTS * GROUP])
-            tl.store(keys + target, key, mask=flag)
-            row_of = tl.reshape(tl.broadcast_to(row[:, None], [SLOTS, GROUP]), [SLOTS * GROUP])
-            tl.store(key_rows + target, row_of, mask=flag)
+            total = score[:, None] + level_score
+            alive = (total > -float("inf")) & (_bin(best, total, BINS) <= bound)
+            _list_candidates(
+                query, row, child, total, level_score, alive, keys, key_rows, key_levels,
+                counters, candidate_room, SLOTS, GROUP, COUNTERS,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -788,16 +840,12 @@ def _kth_largest(keys, count, wanted, BLOCK: tl.constexpr):
 
 @triton.jit
 def _rank_kernel(
-    logits,
-    query_stride,
-    row_stride,
-    prior,
     codes,
     widths,
     row_branching,
-    row_normaliser,
     keys,
     key_rows,
+    key_levels,
     histogram,
     counters,
     out_nodes,
@@ -807,7 +855,6 @@ def _rank_kernel(
     out_level_scores,
     out_branching,
     out_counts,
-    size,
     width,
     programs,
     candidate_room,
@@ -818,20 +865,27 @@ def _rank_kernel(
     BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
     LIMIT: tl.constexpr,
-    PRIOR: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     program = tl.program_id(0)
     query = program // programs
     part = program % programs
     if DEPENDENT:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    listed = tl.load(counters + query * COUNTERS + _CANDIDATES_LISTED)
+    counter = counters + query * COUNTERS
+    listed = tl.load(counter + _CANDIDATES_LISTED)
     kept = tl.minimum(tl.minimum(tl.load(widths + query), width), listed)
     base = query.to(tl.int64) * candidate_room
     keys += base
     key_rows += base
+    key_levels += base
+    number = part * CLEAR + tl.arange(0, CLEAR)
+    tl.store(histogram + query * BINS + number, tl.zeros([CLEAR], tl.int32), mask=number < BINS)
+    # The last program to have read the counters clears them: nobody waits for it.
+    tl.debug_barrier()
+    if tl.atomic_add(counter + _RANKS_STARTED, 1) == programs - 1:
+        tl.store(out_counts + query, kept)
+        tl.store(counter + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], tl.int32))
     least = tl.zeros([1], dtype=tl.uint64)
     if listed > LIMIT:
         least = _kth_largest(keys, listed, kept, 2048)
@@ -840,32 +894,24 @@ def _rank_kernel(
         key = tl.load(keys + place, mask=place < listed, other=0)
         alive = (place < listed) & (_unsigned(key) >= least)
         if tl.max(alive.to(tl.int32), axis=0) > 0:
-            # What only the key decides is asked for before the long comparison.
             row = tl.load(key_rows + place, mask=alive, other=0)
+            level_score = tl.load(key_levels + place, mask=alive, other=0.0)
             child = ~key.to(tl.int32)
             code = tl.load(codes + child, mask=alive, other=0).to(tl.int32)
             branching = tl.load(row_branching + query * width + row, mask=alive, other=0)
-            normaliser = tl.load(row_normaliser + query * width + row, mask=alive, other=0.0)
-            logit = tl.load(
-                logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride + code,
-                mask=alive,
-                other=0.0,
-            ).to(tl.float32)
-            if PRIOR:
-                logit += tl.load(prior + query * size + code, mask=alive, other=0.0)
-            rank = tl.zeros([CHUNK], dtype=tl.int32)
+            larger = tl.zeros([CHUNK, BLOCK], dtype=tl.int32)
             for other_start in range(0, listed, BLOCK):
                 other_place = other_start + tl.arange(0, BLOCK)
-                other = tl.load(keys + other_place, mask=other_place < listed, other=0)
-                larger = (other[None, :] > key[:, None]) & (other_place < listed)[None, :]
-                rank += tl.sum(larger.to(tl.int32), axis=1)
+                other = tl.load(keys + other_place, mask=other_place < listed, other=_LEAST_KEY)
+                larger += (other[None, :] > key[:, None]).to(tl.int32)
+            rank = tl.sum(larger, axis=1)
             target = query * width + rank
             won = alive & (rank < kept)
             tl.store(out_nodes + target, child, mask=won)
             tl.store(out_parents + target, row, mask=won)
             tl.store(out_codes + target, code, mask=won)
             tl.store(out_scores + target, _score_of((key >> 32).to(tl.int32)), mask=won)
-            tl.store(out_level_scores + target, logit - normaliser, mask=won)
+            tl.store(out_level_scores + target, level_score, mask=won)
             tl.store(out_branching + target, branching, mask=won)
     place = part * FILL + tl.arange(0, FILL)
     empty = (place >= kept) & (place < width)
@@ -877,11 +923,3 @@ def _rank_kernel(
     tl.store(out_scores + target, minus_infinity, mask=empty)
     tl.store(out_level_scores + target, minus_infinity, mask=empty)
     tl.store(out_branching + target, tl.zeros([FILL], tl.int32), mask=empty)
-    number = part * CLEAR + tl.arange(0, CLEAR)
-    tl.store(histogram + query * BINS + number, tl.zeros([CLEAR], tl.int32), mask=number < BINS)
-    # All programs of the query have read its counters when the last one is done.
-    tl.debug_barrier()
-    counter = counters + query * COUNTERS
-    if tl.atomic_add(counter + _RANKS_DONE, 1) == programs - 1:
-        tl.store(out_counts + query, kept)
-        tl.store(counter + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], tl.int32))
