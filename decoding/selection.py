@@ -44,8 +44,8 @@ _BLOCK = 64
 _INT32 = ir.IntType(32)
 # Rows with more children may be searched from the codes, not from the children: where finding the
 # marked codes among the children costs less than looking at each child.
-_MANY_CHILDREN = 32
-_FIND_COST = 8
+_MANY_CHILDREN = 96
+_FIND_COST = 16
 _MIN_BUFFER = 256
 _LOWEST = np.float32(np.finfo(np.float32).min)
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -380,6 +380,21 @@ def _set_bits(_typing: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
+@intrinsic
+def _prefetch(_typing: Any, address: Any) -> Any:
+    """Asks for the memory at an address, which may be any, without waiting for it."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
+        name = "llvm.prefetch.p0"
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.call(prefetch, [pointer, _INT32(0), _INT32(3), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
+
+
 @njit(cache=True, nogil=True)
 def _buffer_size(width: int) -> int:
     """Candidates that are kept before the best are picked out."""
@@ -411,18 +426,25 @@ def _row_of(matrix: Floats, row: int) -> Floats:
 
 @njit(cache=True, nogil=True)
 def _find_children(table: Nodes, level: LevelArrays, rows: Rows) -> None:
-    """Base children of each row. One loop for all, so that waits for memory overlap."""
+    """Base children of each row. One loop for all, so that waits for memory overlap; for the same
+    reason the first children's codes and bits are asked for."""
     n_above = len(level.start_delta) - 1
+    base, delta, shift = _uncounted(level.start_base), _uncounted(level.start_delta), level.shift
+    nodes, firsts, ends = _uncounted(rows.nodes), _uncounted(rows.first), _uncounted(rows.end)
+    codes, code_size = level.codes.ctypes.data, level.codes.itemsize
     for row in range(table[FIRST_ROW], table[FIRST_ROW] + table[ROWS]):
-        node = rows.nodes[row]
-        if level.shift < 0:
-            rows.first[row], rows.end[row] = 0, len(level.codes)
+        node = nodes[row]
+        if shift < 0:
+            firsts[row], ends[row] = 0, len(level.codes)
         elif 0 <= node < n_above:
-            base, delta = level.start_base, level.start_delta
-            rows.first[row] = np.int64(base[node >> level.shift]) + np.int64(delta[node])
-            rows.end[row] = np.int64(base[(node + 1) >> level.shift]) + np.int64(delta[node + 1])
+            first = np.int64(base[node >> shift]) + np.int64(delta[node])
+            firsts[row] = first
+            ends[row] = np.int64(base[(node + 1) >> shift]) + np.int64(delta[node + 1])
+            _prefetch(codes + first * code_size)
+            if table[BITS]:
+                _prefetch(table[BITS] + first)
         else:
-            rows.first[row] = rows.end[row] = 0
+            firsts[row] = ends[row] = 0
 
 
 @njit(cache=True, nogil=True)
@@ -459,6 +481,18 @@ def _keep(
 
 
 @njit(cache=True, nogil=True)
+def _threshold(row: Row, bound: np.uint64) -> np.float32:
+    """A value below which no code of the row wins; -inf while everything may."""
+    if bound == _WORST:
+        return _MINUS_INFINITY
+    score = _score_of(bound)
+    # Four roundings lie between a value and its candidate's score; each is far below this slack.
+    size = abs(row.score) + abs(score) + abs(row.maximum) + row.log_sum
+    slack = np.float32(1e-6) * size + _TINY
+    return np.float32(score - row.score + row.log_sum + row.maximum - slack)
+
+
+@njit(cache=True, nogil=True)
 def _scan(
     row: Row,
     codes: Codes,
@@ -474,32 +508,30 @@ def _scan(
     """Considers the children codes[first:end]; the filter's bit of codes[i] is
     allowed[first_allowed + i]."""
     filtered = len(allowed) > 0
-    bound_score = _bound_score(bound)
-    for position in range(first, end):
-        if filtered and not allowed[first_allowed + position]:
+    threshold = _threshold(row, bound)
+    # Unsigned, since else each index is checked for counting from the end.
+    for position in range(np.uint64(first), np.uint64(end)):
+        code = codes[position]
+        value = row.values[code]
+        if not value >= threshold:
             continue
-        code = np.int64(codes[position])
-        total = row.score + ((row.values[code] - row.maximum) - row.log_sum)
-        if not total >= bound_score:
+        if filtered and not allowed[np.uint64(first_allowed) + position]:
             continue
+        total = row.score + ((value - row.maximum) - row.log_sum)
         key = (_worse(total) << np.uint64(32)) | row.tie | np.uint64(code)
-        if key < bound:
+        # -inf and NaN are dead.
+        if total >= _LOWEST and key < bound:
             count, bound = _keep(buffer, count, bound, width, key)
-            bound_score = _bound_score(bound)
+            threshold = _threshold(row, bound)
     return count, bound
 
 
 @njit(cache=True, nogil=True)
-def _mark(
-    row: Row, bound_score: np.float32, blocks: NDArray[np.int32], marks: NDArray[np.uint64]
-) -> int:
-    """Marks the codes, legal or not, that may reach the score: one bit each, a word per block.
-    Returns how many there are."""
-    # Four roundings lie between a value and its candidate's score; each is far below this slack.
-    size = abs(row.score) + abs(bound_score) + abs(row.maximum) + row.log_sum
-    slack = np.float32(1e-6) * size + _TINY
-    threshold = np.float32(bound_score - row.score + row.log_sum + row.maximum - slack)
-    least = _ordered(threshold.view(np.int32))
+def _mark(row: Row, bound: np.uint64, blocks: NDArray[np.int32], marks: NDArray[np.uint64]) -> int:
+    """Marks the codes, legal or not, that may win: one bit each, a word per block. Returns how
+    many there are."""
+    threshold = _threshold(row, bound)
+    least = _ordered(np.float32(threshold).view(np.int32))
     marked = np.uint64(0)
     for block in range(len(blocks)):
         marks[block] = np.uint64(0)
@@ -598,7 +630,7 @@ def _select(
         maxima[row], log_sums[row] = maximum, log_sum
         tie = np.uint64(ranks[row]) << np.uint64(code_bits)
         one = Row(values, score, maximum, log_sum, tie)
-        if many and _FIND_COST * _mark(one, _bound_score(bound), blocks, marks) < end - first:
+        if many and _FIND_COST * _mark(one, bound, blocks, marks) < end - first:
             count, bound = _search(
                 one, marks, codes, first, end, allowed, buffer, count, bound, width
             )
