@@ -8,7 +8,6 @@ when its last pin is released.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,16 +21,19 @@ from decoding.native.runner import Runner, make_runner
 from decoding.weights import DecoderWeights
 from index import artifact
 from index.errors import ArtifactError, ConfigError
-from index.live.catalogue import LiveCatalogue, LiveSettings, live_directory, read_view
+from index.live.catalogue import LiveCatalogue, LiveSettings
 from index.live.view import CatalogueView
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
-from server.settings import Settings
+from server.catalogue import open_catalogue, settled_view
+from server.settings import ENVIRONMENT_PREFIX, Settings
 
-READ_AGAIN_S = (0.05, 0.2, 0.5)
-"""Waits before a live directory that looks damaged is believed to be."""
+IF_HELD = (
+    "A server that only reads may serve it beside that one: catalogue_changes=false "
+    f"({ENVIRONMENT_PREFIX}CATALOGUE_CHANGES)"
+)
 
 
 class Runners:
@@ -95,7 +97,7 @@ class Generation:
         if changes is None:
             view = settled_view(snapshot, directory, verify=verify)
             return cls.of(view, Checkpoint.open(checkpoint, verify=verify))
-        catalogue = LiveCatalogue.open(snapshot, directory, changes, verify=verify)
+        catalogue = open_catalogue(snapshot, directory, changes, verify=verify, if_held=IF_HELD)
         try:
             return cls.of(catalogue, Checkpoint.open(checkpoint, verify=verify))
         except BaseException:
@@ -204,21 +206,6 @@ class Generation:
     def simulated(self) -> bool:
         """Whether catalogue or behaviour are made up."""
         return bool(self.view.manifest.get("simulated")) or self.checkpoint.settings.simulated
-
-
-def settled_view(snapshot: Path, directory: Path | None, *, verify: bool) -> CatalogueView:
-    """A snapshot with its changes, read beside the process that may be writing them.
-
-    What is read in the middle of an append or of a merge's end is read again. Raises ArtifactError.
-    """
-    for wait_s in READ_AGAIN_S:
-        try:
-            return read_view(snapshot, directory, verify=verify)
-        except ArtifactError:
-            if not (directory or live_directory(snapshot)).exists():
-                raise
-            time.sleep(wait_s)
-    return read_view(snapshot, directory, verify=verify)
 
 
 class Generations:

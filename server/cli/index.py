@@ -1,4 +1,4 @@
-"""`onesearch index`: build snapshots, look into them, verify them."""
+"""`onesearch index`: build snapshots, look into them, verify them, change their catalogues."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# Registers the kinds of encoder that a snapshot may hold beside the static one.
-ENCODER_KINDS = "models.text_encoders"
+from server.cli import changes
 
-app = typer.Typer(no_args_is_help=True, help="Build and inspect snapshots.")
+ENCODER_KINDS = changes.ENCODER_KINDS
+
+app = typer.Typer(no_args_is_help=True, help="Build and inspect snapshots, change catalogues.")
+app.command("add")(changes.add)
+app.command("remove")(changes.remove)
+app.command("changes")(changes.changes)
+app.command("merge")(changes.merge)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
@@ -78,6 +83,7 @@ def build(
 @app.command("stats")
 def stats(
     snapshot: Annotated[Path, typer.Argument(help="Snapshot directory.")],
+    live: changes.Live = None,
     as_json: Json = False,
 ) -> None:
     """What SNAPSHOT holds and what its build measured: CUR, ICR, candidate recall, sizes."""
@@ -95,24 +101,29 @@ def stats(
             "bytes_per_sid": opened.trie.bytes_per_sid,
         },
     }
+    if changes.has_changes(snapshot, live):
+        facts["catalogue"] = changes.changed(snapshot, live)
     _print_stats(snapshot, facts, opened.version, as_json)
 
 
 @app.command("verify")
 def verify(
     snapshot: Annotated[Path, typer.Argument(help="Snapshot directory.")],
+    live: changes.Live = None,
     as_json: Json = False,
 ) -> None:
-    """Check every file of SNAPSHOT against its manifest and open it."""
+    """Check every file of SNAPSHOT against its manifest and open it; the same for its changes."""
     from index.snapshot import Snapshot
 
     import_module(ENCODER_KINDS)
     opened = Snapshot.open(snapshot, verify=True)
     facts = {"snapshot": str(snapshot), "version": opened.version, "items": len(opened.items)}
-    if as_json:
-        typer.echo(orjson.dumps({**facts, "ok": True}).decode())
-    else:
-        typer.echo(f"{snapshot}: version {opened.version}, {len(opened.items):,} items, sound")
+    told = f"{snapshot}: version {opened.version}, {len(opened.items):,} items, sound"
+    if changes.has_changes(snapshot, live):
+        catalogue = changes.changed(snapshot, live, verify=True)
+        facts = {**facts, "catalogue": catalogue}
+        told += f"; {catalogue['sequence']:,} changes, {catalogue['items']:,} items with them"
+    typer.echo(orjson.dumps({**facts, "ok": True}).decode() if as_json else told)
 
 
 @app.command("codecs")
