@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,80 @@ def test_a_wave_of_mixed_searches_equals_stepwise_beams(decoder, make_trie, seed
         )
         check_equal(found, expected)
         assert found.complete == (len(expected) == search.beam_width)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_beams_of_10_50_80_and_512_in_one_wave_are_each_exact(decoder, make_trie, filtered):
+    random, trie = np.random.default_rng(8), make_trie(8, 1200)
+    masks = [
+        random.random(trie.n_leaves) < kept if filtered else None for kept in (1, 0.6, 0.3, 0.8)
+    ]
+    searches = [
+        Search(
+            random_prompt(random, prior=row == 1),
+            width,
+            None if mask is None else trie.filter(mask),
+        )
+        for row, (width, mask) in enumerate(zip((10, 50, 80, 512), masks, strict=True))
+    ]
+    results = decoder.runner(trie).run(searches)
+    for search, mask, found in zip(searches, masks, results, strict=True):
+        assert isinstance(found, Hypotheses)
+        assert len(found) == search.beam_width
+        check_sound(found, trie, mask)
+        check_equal(
+            found,
+            stepwise_beam(decoder.oracle, trie, search.prompt, search.beam_width, search.filter),
+        )
+
+
+def test_bfloat16_is_legal_and_finds_nearly_the_same(make_decoder, make_trie):
+    trie, random = make_trie(9, 1500), np.random.default_rng(9)
+    exact, narrow = (
+        make_decoder(dtype=dtype).runner(trie) for dtype in (torch.float32, torch.bfloat16)
+    )
+    prompts = [random_prompt(random) for _ in range(40)]
+    overlap: list[float] = []
+    pairs = zip(exact.search_batch(prompts, 50), narrow.search_batch(prompts, 50), strict=True)
+    for truth, found in pairs:
+        check_sound(found, trie, None)
+        assert len(found) == len(truth) == 50
+        overlap.append(len(np.intersect1d(found.leaves, truth.leaves)) / 50)
+        # Full float32 logits: rounding the body to bfloat16 makes no ties.
+        assert len(np.unique(found.scores)) > 45
+    assert np.mean(overlap) > 0.9
+    assert min(overlap) > 0.7
+
+
+def test_a_wave_may_hold_tries_of_different_bases(decoder, make_trie):
+    """As while a merged catalogue replaces the one that running searches began with."""
+    old, new = make_trie(10, 300), make_trie(11, 400)
+    runner, random = decoder.runner(old), np.random.default_rng(10)
+    searches = [
+        Search(random_prompt(random, prior=True), 5, trie=trie) for trie in (None, new, old, new)
+    ]
+    for search, found in zip(searches, runner.run(searches), strict=True):
+        assert isinstance(found, Hypotheses)
+        trie = search.trie or old
+        check_sound(found, trie, None)
+        check_equal(found, stepwise_beam(decoder.oracle, trie, search.prompt, 5))
+
+
+def test_waves_side_by_side_give_the_same(decoder, make_trie):
+    trie, random = make_trie(12, 300), np.random.default_rng(12)
+    prompts = [random_prompt(random) for _ in range(11)]
+    runner = decoder.runner(trie)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = runner.search_batch(prompts, 20)
+        torch.set_num_threads(3)
+        together = runner.search_batch(prompts, 20) + runner.search_batch(prompts[:2], 20)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip([*alone, *alone[:2]], together, strict=True):
+        np.testing.assert_allclose(one.scores, two.scores, atol=TOLERANCE)
 
 
 def test_equal_scores_come_in_sid_order(make_decoder, make_trie):
