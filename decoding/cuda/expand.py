@@ -177,6 +177,9 @@ class LevelPlan:
         widest = max(code_block, tile)
         per_program = max(1, min(4096 // widest, queries * rows // 256, 4 if wide else 64))
         per_program = 1 << (per_program.bit_length() - 1)
+        if group > 1:
+            # Compiled by Triton 3.6, groups of several rows come in another order than their rows.
+            per_program = 1
         elements = per_program * widest
         groups = 0 if direct else _largest(lengths, rows, group)
         return cls(
