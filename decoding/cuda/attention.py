@@ -4,7 +4,8 @@ beam's own earlier positions, found by row number.
 The query heads of all beams that share a key head are folded into the rows of one matrix, so the
 context's keys are read once for all of them and the products run on the tensor cores (online
 softmax, float32 sums; flash attention, arXiv 2205.14135). Where that gives too few programs to
-fill the device, the context is split and the parts are merged by their log-sum-exp.
+fill the device, the context is split. A second kernel, which has a program for every few rows,
+merges the parts by their log-sum-exp and adds the own positions.
 
 Shapes: Q queries, W beams a query, rows = Q·W, C key heads, G heads of a key head, D head_dim.
 """
@@ -22,10 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from decoding.cuda.kernels import launch_options, wait_for_inputs
+
 LOG2_E = 1.4426950408889634
 MAX_SPLITS = 32
-PROGRAMS = 264
-"""Enough to keep the device busy: two for each of an H100's 132 multiprocessors."""
+PROGRAMS = 132
+"""That keep the device busy: one for each of an H100's multiprocessors."""
 
 
 class OwnPositions(NamedTuple):
@@ -40,21 +43,23 @@ class OwnPositions(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Block sizes of the kernel: rows, context positions, and parts of the context."""
+    """Block sizes of the context's kernel: rows, context positions; parts of the context; how a
+    program runs."""
 
     rows: int
     positions: int
     splits: int
+    warps: int
+    stages: int
 
 
 def tiles(folded_rows: int, pairs: int, longest: int, dtype: torch.dtype) -> Tiles:
     """`folded_rows` = W·G rows in each of `pairs` = Q·C products over up to `longest` positions."""
-    largest = 32 if dtype == torch.float32 else 128
+    largest, positions, stages = (32, 32, 1) if dtype == torch.float32 else (64, 64, 3)
     rows = min(largest, max(16, triton.next_power_of_2(folded_rows)))
-    positions = 32 if dtype == torch.float32 else 64
     programs = triton.cdiv(folded_rows, rows) * pairs
-    splits = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(longest, 2 * positions), MAX_SPLITS)
-    return Tiles(rows, positions, max(1, splits))
+    splits = min(PROGRAMS // programs, triton.cdiv(longest, positions), MAX_SPLITS)
+    return Tiles(rows, positions, max(1, splits), 4, stages)
 
 
 def attend(
@@ -69,88 +74,89 @@ def attend(
     scaled, over keys and values (Q, C, T, D) of which `lengths` int32 (Q,) are there, at least one
     → (rows, heads·D)."""
     queries, key_heads, longest, size = keys.shape
-    rows = projected.shape[0]
+    rows, device = projected.shape[0], projected.device
     width, group = rows // queries, heads // key_heads
     tile = tiles(width * group, queries * key_heads, longest, projected.dtype)
-    mixed = torch.empty((rows, heads * size), dtype=projected.dtype, device=projected.device)
-    parts, weights = mixed, mixed
-    if tile.splits > 1:
-        shape = (tile.splits, rows, heads)
-        parts = torch.empty((*shape, size), dtype=torch.float32, device=projected.device)
-        weights = torch.empty(shape, dtype=torch.float32, device=projected.device)
-    generated = OwnPositions(keys, values, lengths, 0) if own is None else own
-    exact = projected.dtype == torch.float32
+    parts = torch.empty((tile.splits, rows, heads, size), dtype=torch.float32, device=device)
+    weights = torch.empty((tile.splits, rows, heads), dtype=torch.float32, device=device)
+    padded_size = max(16, triton.next_power_of_2(size))
     grid = (triton.cdiv(width * group, tile.rows), queries * key_heads, tile.splits)
-    _attend_kernel[grid](
+    _context_kernel[grid](
         projected,
         keys,
         values,
         lengths,
-        generated.keys,
-        generated.values,
-        generated.ancestry,
         parts,
         weights,
         longest,
         width,
         rows,
-        generated.count,
         tile.splits,
         LOG2_E,
         ROW_STRIDE=projected.stride(0),
         KEY_HEADS=key_heads,
         GROUP=group,
         SIZE=size,
-        SPLIT=tile.splits > 1,
         BLOCK_ROWS=tile.rows,
         BLOCK_POSITIONS=tile.positions,
-        BLOCK_SIZE=max(16, triton.next_power_of_2(size)),
-        PRECISION="ieee" if exact else "tf32",
-        num_warps=8 if tile.rows == 128 else 4,
-        num_stages=1 if exact else 2,
+        BLOCK_SIZE=padded_size,
+        PRECISION="ieee" if projected.dtype == torch.float32 else "tf32",
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **launch_options(projected),
     )
-    if tile.splits > 1:
-        block = max(1, 2048 // triton.next_power_of_2(size))
-        _merge_kernel[(triton.cdiv(rows * heads, block),)](
-            parts,
-            weights,
-            mixed,
-            rows * heads,
-            tile.splits,
-            SIZE=size,
-            BLOCK_ROWS=block,
-            BLOCK_SIZE=triton.next_power_of_2(size),
-        )
+    mixed = torch.empty((rows, heads * size), dtype=projected.dtype, device=device)
+    generated = OwnPositions(keys, values, lengths, 0) if own is None else own
+    block = 4 if rows * heads <= 4096 else 16
+    _finish_kernel[(triton.cdiv(rows * heads, block),)](
+        projected,
+        generated.keys,
+        generated.values,
+        generated.ancestry,
+        parts,
+        weights,
+        mixed,
+        rows,
+        tile.splits,
+        LOG2_E,
+        STEPS=generated.count,
+        ROW_STRIDE=projected.stride(0),
+        KEY_HEADS=key_heads,
+        GROUP=group,
+        SIZE=size,
+        BLOCK_ROWS=block,
+        BLOCK_SIZE=padded_size,
+        num_warps=4,
+        **launch_options(projected),
+    )
     return mixed
 
 
-@triton.jit(do_not_specialize=["longest", "width", "rows", "steps", "splits"])
-def _attend_kernel(
+@triton.jit(do_not_specialize=["longest", "width", "rows", "splits"])
+def _context_kernel(
     projected,
     keys,
     values,
     lengths,
-    own_keys,
-    own_values,
-    ancestry,
     parts,
     weights,
     longest,
     width,
     rows,
-    steps,
     splits,
     log2_e,
     ROW_STRIDE: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    """Each part's normalised sums (splits, rows, H, D) and log-sum-exp, base 2."""
+    wait_for_inputs(DEPENDENT)
     HEADS: tl.constexpr = KEY_HEADS * GROUP
     pair = tl.program_id(1)
     query, key_head = pair // KEY_HEADS, pair % KEY_HEADS
@@ -189,65 +195,75 @@ def _attend_kernel(
         sums = tl.dot(share.to(value.dtype), value, sums, input_precision=PRECISION)
         largest = new_largest
 
-    if split == 0:
-        # The first part is never empty, so `largest` is finite here.
-        precise = rotated.to(tl.float32)
-        for step in range(0, steps):
-            ancestor = tl.load(ancestry + step * rows + row, mask=alive, other=0).to(tl.int64)
-            ancestor = tl.where(step == steps - 1, row, ancestor)
-            place = ((step * rows + ancestor) * KEY_HEADS + key_head) * SIZE
-            place = place[:, None] + column[None, :]
-            key = tl.load(own_keys + place, mask=alive[:, None] & inside, other=0.0)
-            score = tl.sum(precise * key.to(tl.float32), 1) * log2_e
-            new_largest = tl.maximum(largest, score)
-            shrink = tl.exp2(largest - new_largest)
-            share = tl.exp2(score - new_largest)
-            total = total * shrink + share
-            value = tl.load(own_values + place, mask=alive[:, None] & inside, other=0.0)
-            sums = sums * shrink[:, None] + share[:, None] * value.to(tl.float32)
-            largest = new_largest
-
-    if SPLIT:
-        place = (split * rows + row) * HEADS + head
-        # An empty part has total 0: its weight is exp2(-inf) = 0, its sums are 0.
-        sums = sums / tl.where(total > 0, total, 1.0)[:, None]
-        tl.store(weights + place, largest + tl.log2(tl.maximum(total, 1e-38)), mask=alive)
-        place = place[:, None] * SIZE + column[None, :]
-        tl.store(parts + place, sums, mask=alive[:, None] & inside)
-    else:
-        place = row[:, None] * (HEADS * SIZE) + head[:, None] * SIZE + column[None, :]
-        result = (sums / total[:, None]).to(parts.dtype.element_ty)
-        tl.store(parts + place, result, mask=alive[:, None] & inside)
+    place = (split * rows + row) * HEADS + head
+    # A part that is empty has total 0: its sums are 0, and its weight is 2 to the -inf.
+    sums = sums / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(weights + place, largest + tl.log2(tl.maximum(total, 1e-38)), mask=alive)
+    place = place[:, None] * SIZE + column[None, :]
+    tl.store(parts + place, sums, mask=alive[:, None] & inside)
 
 
-@triton.jit(do_not_specialize=["count", "splits"])
-def _merge_kernel(
+@triton.jit(do_not_specialize=["rows", "splits"])
+def _finish_kernel(
+    projected,
+    own_keys,
+    own_values,
+    ancestry,
     parts,
     weights,
     mixed,
-    count,
+    rows,
     splits,
+    log2_e,
+    STEPS: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    there = row < count
+    """Parts of the context and own positions become one. A line is one head of a row."""
+    wait_for_inputs(DEPENDENT)
+    HEADS: tl.constexpr = KEY_HEADS * GROUP
+    line = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    count = rows.to(tl.int64) * HEADS
+    there = line < count
+    row, head = line // HEADS, line % HEADS
     column = tl.arange(0, BLOCK_SIZE)
     inside = there[:, None] & (column[None, :] < SIZE)
-    largest = tl.load(weights + row, mask=there, other=0.0)
+    place = line[:, None] * SIZE + column[None, :]
+    # The first part is never empty, so `largest` is finite.
+    largest = tl.load(weights + line, mask=there, other=0.0)
     total = tl.full((BLOCK_ROWS,), 1.0, tl.float32)
-    place = row[:, None] * SIZE + column[None, :]
     sums = tl.load(parts + place, mask=inside, other=0.0)
-    at, weight_at = parts + place, weights + row
+    part_at, weight_at = parts + place, weights + line
     for _ in range(1, splits):
-        at += count * SIZE
+        part_at += count * SIZE
         weight_at += count
         weight = tl.load(weight_at, mask=there, other=0.0)
-        part = tl.load(at, mask=inside, other=0.0)
+        part = tl.load(part_at, mask=inside, other=0.0)
         new_largest = tl.maximum(largest, weight)
         shrink, share = tl.exp2(largest - new_largest), tl.exp2(weight - new_largest)
         total = total * shrink + share
         sums = sums * shrink[:, None] + part * share[:, None]
         largest = new_largest
+    if STEPS > 0:
+        at = row[:, None] * ROW_STRIDE + head[:, None] * SIZE + column[None, :]
+        rotated = tl.load(projected + at, mask=inside, other=0.0).to(tl.float32)
+        for step in tl.static_range(STEPS):
+            ancestor = row
+            if step < STEPS - 1:
+                ancestor = tl.load(ancestry + step * rows + row, mask=there, other=0).to(tl.int64)
+            own = ((step * rows + ancestor) * KEY_HEADS + head // GROUP) * SIZE
+            own = own[:, None] + column[None, :]
+            key = tl.load(own_keys + own, mask=inside, other=0.0).to(tl.float32)
+            value = tl.load(own_values + own, mask=inside, other=0.0).to(tl.float32)
+            score = tl.sum(rotated * key, 1) * log2_e
+            new_largest = tl.maximum(largest, score)
+            shrink, share = tl.exp2(largest - new_largest), tl.exp2(score - new_largest)
+            total = total * shrink + share
+            sums = sums * shrink[:, None] + value * share[:, None]
+            largest = new_largest
     tl.store(mixed + place, (sums / total[:, None]).to(mixed.dtype.element_ty), mask=inside)

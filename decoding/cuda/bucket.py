@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WIDTHS = (8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
+WIDTHS = (8, 16, 32, 50, 64, 80, 100, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1000, 1024)
 QUERIES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-LENGTH_STEPS = ((512, 64), (2048, 128), (1 << 30, 512))
+LENGTH_STEPS = ((200, 20), (600, 50), (2000, 100), (1 << 30, 500))
 """Up to a length, contexts are padded to multiples of a step."""
 
 MAX_CONTEXT_TOKENS = 65_536

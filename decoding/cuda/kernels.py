@@ -3,6 +3,9 @@
 Arithmetic is float32, storage is the weights' type. Sizes of a model are compile-time constants;
 sizes of a wave are not, so that a new wave shape compiles nothing. Source of the formulas: Qwen3
 (arXiv 2505.09388), as in decoding/native/transformer.py.
+
+On Hopper and later a kernel is launched while the one before it ends, and waits for it before it
+reads or writes anything (programmatic dependent launch).
 """
 
 # Triton's language is untyped; kernels are exempt from the type checker.
@@ -11,12 +14,26 @@ sizes of a wave are not, so that a new wave shape compiles nothing. Source of th
 # pyright: reportArgumentType=false
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+
+@cache
+def overlaps(device: torch.device) -> bool:
+    """Whether the device knows dependent launches."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def launch_options(tensor: Tensor) -> dict[str, Any]:
+    """How kernels that begin with `wait_for_inputs` are launched."""
+    if not overlaps(tensor.device):
+        return {"DEPENDENT": False}
+    return {"DEPENDENT": True, "launch_pdl": True}
 
 
 class Placement(NamedTuple):
@@ -43,7 +60,15 @@ def embed_and_normalise(
     state = torch.empty((rows, width), dtype=embedding.dtype, device=embedding.device)
     normed = torch.empty_like(state)
     _embed_kernel[(rows,)](
-        token_ids, embedding, weight, state, normed, epsilon, WIDTH=width, BLOCK=_power(width)
+        token_ids,
+        embedding,
+        weight,
+        state,
+        normed,
+        epsilon,
+        WIDTH=width,
+        BLOCK=_power(width),
+        **launch_options(state),
     )
     return state, normed
 
@@ -53,7 +78,14 @@ def add_and_normalise(state: Tensor, update: Tensor, weight: Tensor, epsilon: fl
     normed = torch.empty_like(state)
     width = state.shape[1]
     _add_kernel[(state.shape[0],)](
-        state, update, weight, normed, epsilon, WIDTH=width, BLOCK=_power(width)
+        state,
+        update,
+        weight,
+        normed,
+        epsilon,
+        WIDTH=width,
+        BLOCK=_power(width),
+        **launch_options(state),
     )
     return normed
 
@@ -93,6 +125,7 @@ def turn_heads(
         SIZE=size,
         BLOCK_HEADS=_power(heads + 2 * key_heads),
         BLOCK_HALF=_power(size // 2),
+        **launch_options(projected),
     )
 
 
@@ -101,12 +134,22 @@ def silu_multiply(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     product = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     block = min(2048, _power(width))
-    _silu_kernel[(rows, triton.cdiv(width, block))](gate_up, product, WIDTH=width, BLOCK=block)
+    _silu_kernel[(rows, triton.cdiv(width, block))](
+        gate_up, product, WIDTH=width, BLOCK=block, **launch_options(product)
+    )
     return product
 
 
 def _power(size: int) -> int:
     return triton.next_power_of_2(size)
+
+
+@triton.jit
+def wait_for_inputs(DEPENDENT: tl.constexpr):
+    """Before the first read of what an earlier kernel wrote, and the first write."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
@@ -117,8 +160,17 @@ def _normalise(row, weight, inside, column, epsilon, WIDTH: tl.constexpr):
 
 @triton.jit
 def _embed_kernel(
-    token_ids, embedding, weight, state, normed, epsilon, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    token_ids,
+    embedding,
+    weight,
+    state,
+    normed,
+    epsilon,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -130,7 +182,17 @@ def _embed_kernel(
 
 
 @triton.jit
-def _add_kernel(state, update, weight, normed, epsilon, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _add_kernel(
+    state,
+    update,
+    weight,
+    normed,
+    epsilon,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    wait_for_inputs(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -164,7 +226,9 @@ def _turn_kernel(
     SIZE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     query, token = row // per_query, row % per_query
     position = token
@@ -202,7 +266,10 @@ def _turn_kernel(
 
 
 @triton.jit
-def _silu_kernel(gate_up, product, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_kernel(
+    gate_up, product, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):
+    wait_for_inputs(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class CudaRunner:
         self._device_trie = DeviceTrie.from_trie(trie, weights.device)
         self._filters = DeviceFilters(weights.device)
         self._graphs = graphs and weights.device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if self._graphs else None
+        self._pool: Any = None
         self._waves: OrderedDict[Bucket, Wave] = OrderedDict()
         self._warm_up_buckets = tuple(warm_up_buckets)
         self._lock = threading.Lock()
@@ -195,16 +196,22 @@ class CudaRunner:
         if wave is None:
             if len(self._waves) >= MAX_GRAPHS:
                 self._waves.popitem(last=False)
-            expander = Expander(
-                self._device_trie,
-                bucket.queries,
-                bucket.width,
-                self.trie.layout.level_sizes,
-                self.weights.device,
-            )
-            wave = Wave(self.decoder, expander, bucket, self._pool)
+            if self._graphs and not self._waves:
+                # A pool ends with the last of its graphs.
+                self._pool = torch.cuda.graph_pool_handle()
+            wave = Wave(self.decoder, self.expander(bucket), bucket, self._pool)
         self._waves[bucket] = wave
         return wave
+
+    def expander(self, bucket: Bucket) -> Expander:
+        """A new one for waves of a bucket's shape."""
+        return Expander(
+            self._device_trie,
+            bucket.queries,
+            bucket.width,
+            self.trie.layout.level_sizes,
+            self.weights.device,
+        )
 
     def _decode_on_host(self, searches: Sequence[Search], bucket: Bucket) -> list[Hypotheses]:
         device, layout = self.weights.device, self.trie.layout

@@ -138,8 +138,8 @@ def _record_kernel(
     code = tl.load(codes + row, mask=lives, other=0)
     # A row that is gone follows its query's first row, wherever that is.
     parent = tl.load(parents + row, mask=lives, other=0) + (row // width) * width
-    for earlier in range(0, level):
-        for kind in range(0, 3):
+    for earlier in range(level):
+        for kind in range(3):
             line = (kind * levels + earlier) * rows
             value = tl.load(old_table + line + parent, mask=there, other=0)
             tl.store(new_table + line + row, value, mask=there)
@@ -152,7 +152,7 @@ def _record_kernel(
     # -8388608 are the bits of -inf.
     value = tl.where(lives, tl.load(scores + row, mask=lives, other=0), -8388608)
     tl.store(new_table + (3 * levels + 1) * rows + row, value, mask=there)
-    for step in range(0, level - 1):
+    for step in range(level - 1):
         value = tl.load(old_ancestry + step * rows + parent, mask=there, other=0)
         tl.store(new_ancestry + step * rows + row, value, mask=there)
     if level > 0:

@@ -137,7 +137,12 @@ class CudaDecoder:
             return torch.mm(hidden, output, out_dtype=torch.float32)
         return torch.mm(hidden.float(), output.float())
 
-    def _turn(self, projected: Tensor, layer: LayerWeights, place: Placement) -> None:
+    def _turn(
+        self,
+        projected: Tensor,
+        layer: LayerWeights,
+        place: Placement,
+    ) -> None:
         turn_heads(
             projected,
             layer.qk_norm,

@@ -1,0 +1,125 @@
+"""Command line of the GPU check; see the package's head."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BUDGET_S = 540.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.gpu_check")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--commit", default="", help="recorded; default: what git says")
+    parser.add_argument("--only", nargs="*", default=[], help="names of checks and measurements")
+    parser.add_argument(
+        "--budget-s", type=float, default=BUDGET_S, help="no measurement starts after so long"
+    )
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu-check needs a CUDA device and torch for CUDA; torch sees none", file=sys.stderr)
+        return 2
+    from loadtest.gpu_check.machine import short_name
+
+    report = Report(arguments.only, arguments.budget_s)
+    report.run(arguments.commit)
+    name = short_name(report.machine["card"])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{name}.json"
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    report.print()
+    print(f"written: {path}")
+    return 0 if report.passed else 1
+
+
+class Report:
+    """Runs everything; a part that fails does not stop the others."""
+
+    def __init__(self, only: list[str], budget_s: float) -> None:
+        self.machine: dict[str, Any] = {}
+        self._only, self._budget_s = set(only), budget_s
+        self._started = time.monotonic()
+        self._checks: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._failures: dict[str, str] = {}
+        self._skipped: list[str] = []
+
+    @property
+    def passed(self) -> bool:
+        return not self._failures and all(check["passed"] for check in self._checks)
+
+    def run(self, commit: str) -> None:
+        from loadtest.bench.machine import describe_machine
+        from loadtest.gpu_check.correctness import checks
+        from loadtest.gpu_check.machine import describe_card, measure_ceilings
+        from loadtest.gpu_check.timing import measurements
+
+        torch.backends.cuda.matmul.allow_tf32 = False
+        ceilings = measure_ceilings()
+        host = describe_machine()
+        self.machine = describe_card() | {
+            "host": host["cpu"],
+            "commit": commit or host["commit"],
+            "bf16_product_tflops": round(ceilings.operations / 1e12, 1),
+            "copy_tb_per_s": round(ceilings.bandwidth / 1e12, 3),
+        }
+        for check in checks():
+            self._part(check.__name__, lambda check=check: self._checks.append(_plain(check())))
+        for measure in measurements(ceilings):
+            self._part(measure.__name__, lambda measure=measure: self._rows.extend(measure()))
+
+    def _part(self, name: str, work: Callable[[], Any]) -> None:
+        if self._only and name not in self._only:
+            return
+        started = time.monotonic()
+        if started - self._started > self._budget_s:
+            self._skipped.append(name)
+            return
+        try:
+            work()
+        except Exception:  # noqa: BLE001  one failure must not lose the rest
+            self._failures[name] = traceback.format_exc(limit=-6)
+        print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine,
+            "passed": self.passed,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "checks": self._checks,
+            "rows": self._rows,
+            "failures": self._failures,
+            "skipped": self._skipped,
+        }
+
+    def print(self) -> None:
+        for name, text in self._failures.items():
+            print(f"FAILED {name}\n{text}")
+        print(json.dumps(self.machine))
+        for check in self._checks:
+            print("ok  " if check["passed"] else "BAD ", check["name"], check["detail"])
+        for one in self._rows:
+            setting = " ".join(f"{key} {value}" for key, value in one["setting"].items())
+            extra = {
+                key: one[key]
+                for key in ("p99", "floor", "over_floor", "capture_ms", "peers", "answers")
+                if one.get(key)
+            }
+            print(f"{one['what']}: {setting}: {one['ours']} {one['unit']} {extra}")
+
+
+def _plain(check: Any) -> dict[str, Any]:
+    return {"name": check.name, "passed": bool(check.passed), "detail": check.detail}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
