@@ -39,6 +39,11 @@ class DecoderShape:
     tied: bool
 
     @classmethod
+    def from_directory(cls, path: Path) -> DecoderShape:
+        """Of a checkpoint directory. Raises ArtifactError."""
+        return cls.from_json(_read_json(Path(path) / CONFIG_FILE))
+
+    @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> DecoderShape:
         """Raises ArtifactError for other architectures."""
         if raw.get("model_type") != "qwen3":

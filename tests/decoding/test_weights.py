@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from decoding.native.loading import load_weights
 from decoding.weights import DecoderShape, DecoderWeights
 from index.errors import ArtifactError
 from index.sid import SidLayout
@@ -50,6 +51,15 @@ def test_directory_and_live_tensors_give_the_same_weights(directory: Path):
     narrow = DecoderWeights.from_directory(directory, dtype=torch.bfloat16)
     assert narrow.embedding.dtype == torch.bfloat16
     assert narrow.level_output[0].dtype == torch.float32
+
+
+def test_precision_by_name(directory: Path):
+    assert DecoderShape.from_directory(directory).hidden_size == 16
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        weights = load_weights(directory, name)
+        assert weights.embedding.dtype == weights.layers[0].down.dtype == dtype
+        assert weights.level_output[0].dtype == torch.float32
+    assert load_weights(directory, "auto").embedding.dtype in (torch.float32, torch.bfloat16)
 
 
 def test_what_does_not_fit_is_named(directory: Path):
