@@ -40,18 +40,19 @@ from loadtest.bench.row_expanded import RowExpanded
 from loadtest.bench.vllm_peer import Vllm, VllmFailed
 
 PROMPT_TOKENS = 64
+REHEARSAL_WIDTH = 4
 CATALOGUE_SIDS = 100_000
 QUERIES = (1, 8)
 WIDTHS = (32, 128)
 OWN_WIDTHS = (512,)
-QUICK_MODEL = "2 layers, d 256"
 DTYPES = ("float32", "bfloat16")
 ROUNDS = 7
 BUDGET_S = 2.0
 QUICK_BUDGET_S = 1.0
 SLOW_S = 3.0
-"""A contender whose batch is expected to take longer is timed once, without a rehearsal."""
-TOO_SLOW_S = 15.0
+"""A round that is expected to take longer is run once, without a warm-up, and a contender that
+alone takes longer runs only with the better number of threads."""
+TOO_SLOW_S = 10.0
 """One that is expected to take longer than this is left out, with the estimate as the reason."""
 
 Codes = Sequence[NDArray[np.integer[Any]]]
@@ -98,18 +99,21 @@ def rows(quick: bool, *, snapshot: Path | None = None, checkpoint: Path | None =
     return [one for name in names for one in TABLES[name](quick)]
 
 
-def _table(model: str, dtype: str) -> Callable[[bool], list[Row]]:
+def _table(model: str, dtype: str, queries: Sequence[int]) -> Callable[[bool], list[Row]]:
     def table(quick: bool) -> list[Row]:
         with random_bed(model, SIZES[model]) as bed:
-            return compare(bed, dtype, quick)
+            return compare(bed, dtype, quick, queries=queries)
 
     return table
 
 
+_SMALL, _LARGE = SIZES
 TABLES: dict[str, Callable[[bool], list[Row]]] = {
-    f"{nickname}-{dtype}": _table(model, dtype)
-    for nickname, model in zip(("small", "large"), SIZES, strict=True)
+    f"small-{dtype}": _table(_SMALL, dtype, QUERIES) for dtype in DTYPES
+} | {
+    f"large-{dtype}-{count}": _table(_LARGE, dtype, (count,))
     for dtype in DTYPES
+    for count in QUERIES
 }
 
 
@@ -145,8 +149,8 @@ def compare(
     peaks = {threads: gemm_peak(_type(dtype), threads) for threads in _thread_counts()}
     with ExitStack() as stack:
         contestants, missing = _contestants(bed, dtype, max(widths), stack)
-        # Seconds per beam row of the setting before, to foresee the next.
-        pace: dict[str, float] = {}
+        # Seconds per beam row when last timed, to foresee the next.
+        pace = {one.key: _rehearse(one, min(widths)) for one in contestants}
         for width in widths:
             for count in queries:
                 chosen, left_out = _affordable(contestants, pace, count * width)
@@ -181,13 +185,13 @@ def _row(
     pace: dict[str, float],
     quick: bool,
 ) -> Row:
-    slow = any(pace.get(one.key, 0.0) * count * width > SLOW_S for one in contestants)
+    expected = sum(pace[one.key] for one in contestants) * count * width
     times = race(
         {one.key: _with_threads(one, count, width) for one in contestants},
         rounds=ROUNDS,
         budget_s=QUICK_BUDGET_S if quick else BUDGET_S,
-        warm_up=0 if slow else 1,
-        least_rounds=1 if slow else 3,
+        warm_up=int(expected < SLOW_S),
+        least_rounds=3 if expected < SLOW_S else 1,
     )
     best: dict[str, Contestant] = {}
     medians: dict[str, float] = {}
@@ -201,8 +205,9 @@ def _row(
         if one.name not in best or medians[one.key] < medians[best[one.name].key]:
             best[one.name] = one
     wanted = _keys(bed, _own_search(bed.exact, bed.prompts, count, width))
+    judge = verdict if dtype == "float32" else _agreement
     answers = {
-        name: verdict(wanted, _keys(bed, times.answers[one.key])) for name, one in best.items()
+        name: judge(wanted, _keys(bed, times.answers[one.key])) for name, one in best.items()
     }
     if answers[OURS] == EQUAL:
         answers.pop(OURS)
@@ -258,23 +263,42 @@ def _contestants(
         missing[vllm_peer.NAME] = reason
     else:
         try:
-            vllm = stack.enter_context(Vllm(bed.checkpoint, bed.trie, dtype, widest))
+            found += _vllm_contestants(bed, dtype, widest, stack)
         except VllmFailed as error:
             missing[vllm_peer.NAME] = str(error)
-        else:
-            found.append(
-                Contestant(
-                    vllm_peer.NAME, 1, lambda count, width: vllm.search(bed.prompts[:count], width)
-                )
-            )
     return found, missing
+
+
+def _vllm_contestants(bed: Bed, dtype: str, widest: int, stack: ExitStack) -> list[Contestant]:
+    """One process for each number of threads."""
+    running = [
+        (threads, stack.enter_context(Vllm(bed.checkpoint, bed.trie, dtype, widest, threads)))
+        for threads in _thread_counts()
+    ]
+    found: list[Contestant] = []
+    for threads, vllm in running:
+        vllm.wait()
+        found.append(
+            Contestant(
+                vllm_peer.NAME,
+                threads,
+                lambda count, width, vllm=vllm: vllm.search(bed.prompts[:count], width),
+            )
+        )
+    return found
+
+
+def _rehearse(one: Contestant, width: int) -> float:
+    """Seconds per beam row, measured once after a small search that loads what loads lazily."""
+    _with_threads(one, 1, REHEARSAL_WIDTH)()
+    return _with_threads(one, 1, width)().seconds / width
 
 
 def _affordable(
     contestants: Sequence[Contestant], pace: dict[str, float], rows: int
 ) -> tuple[list[Contestant], dict[str, str]]:
     """Those to run, and why others are not: expected to take too long for what it would tell."""
-    expected = {one.key: pace.get(one.key, 0.0) * rows for one in contestants}
+    expected = {one.key: pace[one.key] * rows for one in contestants}
     chosen: list[Contestant] = []
     left_out: dict[str, str] = {}
     for one in contestants:
@@ -285,7 +309,7 @@ def _affordable(
         ):
             chosen.append(one)
         elif least > TOO_SLOW_S:
-            left_out[one.name] = f"not run: about {least:.0f} s by the setting before"
+            left_out[one.name] = f"not run: about {least:.0f} s by its pace before"
     return chosen, left_out
 
 
@@ -303,6 +327,12 @@ def _with_threads(one: Contestant, count: int, width: int) -> Callable[[], Timed
         return answer if isinstance(answer, Timed) else Timed(answer, took)
 
     return run
+
+
+def _agreement(wanted: Sequence[Any], given: Sequence[Any]) -> str:
+    """How much a narrower type changes; near ties may fall either way."""
+    shared = len(set(wanted) & set(given))
+    return EQUAL if shared == len(wanted) else f"{shared} of {len(wanted)} as in float32"
 
 
 def _keys(bed: Bed, codes: Codes) -> list[tuple[int, int]]:

@@ -37,7 +37,7 @@ def print_tables(report: Report, console: Console) -> None:
         notes: dict[str, str] = {}
         for one in rows:
             cells = [_cell(one, name, notes) for name in peers]
-            table.add_row(setting_text(one["setting"]), _number(one[OURS]), *cells)
+            table.add_row(setting_text(one["setting"]), _own_cell(one, notes), *cells)
         console.print(table)
         for note, mark in notes.items():
             console.print(f"  {mark} {note}", highlight=False)
@@ -56,6 +56,12 @@ def write_report(name: str, report: Report, directory: Path) -> list[Path]:
             _draw(what, rows, one_line(report["machine"]), plot)
             written.append(plot)
     return written
+
+
+def _own_cell(one: Row, notes: dict[str, str]) -> str:
+    answer = one.get("answers", {}).get(OURS, EQUAL)
+    text = _number(one[OURS])
+    return text if answer == EQUAL else f"{text} {_mark(f'{OURS}: {answer}', notes)}"
 
 
 def _cell(one: Row, name: str, notes: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """Peer: vLLM's CPU build with a driver for SID beams, in its own environment (`make vllm-env`).
 
-A process of that environment loads the checkpoint and answers searches (vllm_driver.py), with one
-thread: on the CPU more were erratic.
+A process of that environment loads the checkpoint and answers searches (vllm_driver.py). Processes
+start while others do: ask `wait` before the first search.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,10 +31,11 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),
 }
 _LAST_WORDS = 400
+_SPIN_S = 0.3
+"""Threads of its OpenMP look for more work for 0.2 s; others are not to be timed meanwhile."""
 
 
 class VllmFailed(OnesearchError):
@@ -48,7 +50,9 @@ def why_missing() -> str | None:
 class Vllm:
     """A running process; use as a context. Raises VllmFailed when it does not start or ends."""
 
-    def __init__(self, checkpoint: Path, trie: Trie, dtype: str, widest: int) -> None:
+    def __init__(
+        self, checkpoint: Path, trie: Trie, dtype: str, widest: int, threads: int = 1
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         trie_path = Path(self._folder.name) / "trie"
         trie_path.mkdir()
@@ -61,13 +65,9 @@ class Vllm:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)},
         )
-        try:
-            self._read()
-        except VllmFailed:
-            self.close()
-            raise
+        self._threads = threads
 
     def __enter__(self) -> Vllm:
         return self
@@ -80,12 +80,18 @@ class Vllm:
     ) -> None:
         self.close()
 
+    def wait(self) -> None:
+        """Until it is ready, once."""
+        self._read()
+
     def search(self, prompts: NDArray[np.int64], width: int) -> Timed:
         """Prompts (Q, T) → codes int64 (Q, width, L), best first, and the search's own seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts.tolist(), "beam": width}) + "\n")
         self._process.stdin.flush()
         answer = self._read()
+        if self._threads > 1:
+            time.sleep(_SPIN_S)
         codes = [np.array(beam, dtype=np.int64) for beam in answer["codes"]]
         return Timed(codes, answer["seconds"])
 

@@ -61,6 +61,7 @@ def test_every_engine_equals_the_oracle(bed, width):
 @pytest.mark.skipif(vllm_peer.why_missing() is not None, reason="make vllm-env")
 def test_vllm_equals_the_oracle(bed):
     with Vllm(bed.checkpoint, bed.trie, "float32", 6) as vllm:
+        vllm.wait()
         found = vllm.search(bed.prompts[:2], 6)
     assert [codes.tolist() for codes in found.answer] == expected(bed, 6)
     assert found.seconds > 0
@@ -71,8 +72,11 @@ def test_a_vllm_that_fails_says_why(bed, monkeypatch, tmp_path):
     failing.write_text("#!/bin/sh\necho no such model >&2\n")
     failing.chmod(0o755)
     monkeypatch.setattr(vllm_peer, "PYTHON", failing)
-    with pytest.raises(VllmFailed, match="no such model"):
-        Vllm(bed.checkpoint, bed.trie, "float32", 6)
+    with (
+        Vllm(bed.checkpoint, bed.trie, "float32", 6) as vllm,
+        pytest.raises(VllmFailed, match="no such model"),
+    ):
+        vllm.wait()
     found = compare(bed, "float32", True, queries=(1,), widths=(4,), own_widths=())
     assert "no such model" in found[0]["peers"][vllm_peer.NAME]
 
@@ -114,7 +118,7 @@ def test_what_would_take_too_long_is_left_out_with_an_estimate():
     assert _affordable([one, two, quick], pace, 1000) == ([two, quick], {})
     chosen, left_out = _affordable([one, two, quick], pace, 10_000)
     assert chosen == [quick]
-    assert left_out == {"slow": "not run: about 100 s by the setting before"}
+    assert left_out == {"slow": "not run: about 100 s by its pace before"}
 
 
 def test_useful_flops_of_one_row_are_counted_by_hand(bed):
