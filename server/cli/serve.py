@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -143,6 +144,10 @@ async def _serve(
     )
     if sys.stderr.isatty():
         typer.echo(f"onesearch answers at {url}", err=True)
+    # A full collection would look at all that was imported and loaded, and stop every request for
+    # a quarter of a second. What is there now stays; only what requests make is looked at.
+    gc.collect()
+    gc.freeze()
     server = DrainingServer(
         uvicorn.Config(
             app,
