@@ -17,6 +17,7 @@ from typing import cast
 import orjson
 import torch
 
+from decoding.native.product import Precision, computing_type
 from decoding.native.runner import Runner, make_runner
 from decoding.weights import DecoderWeights
 from index import artifact
@@ -134,14 +135,18 @@ class Generation:
             raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
         return cls(source, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
 
-    def with_runner(self, device: str = "cpu") -> Generation:
-        """The same with the checkpoint's weights loaded on `device`.
+    def with_runner(self, device: str = "cpu", precision: Precision = "float32") -> Generation:
+        """The same with the checkpoint's weights loaded on `device`. "auto" is bfloat16 on a GPU,
+        what `computing_type` measures on a CPU.
 
         Raises ArtifactError for damaged weights, ConfigError for a device that is not there.
         """
         if device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"engine_device {device!r} is not there; use cpu")
-        weights = DecoderWeights.from_directory(self.checkpoint.path, device=device)
+        if device != "cpu" and precision == "auto":
+            precision = "bfloat16"
+        dtype = computing_type(precision, self.checkpoint.config.hidden_size)
+        weights = DecoderWeights.from_directory(self.checkpoint.path, dtype=dtype, device=device)
         runners = Runners(make_runner(weights, self.view.base.trie))
         if self.catalogue is not None:
             self.catalogue.on_merge = runners.rebase

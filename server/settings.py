@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     engine: Literal["native", "vllm"] = "native"
 
     engine_device: Literal["cpu", "cuda"] = "cpu"
+    engine_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="what the decoder computes in; auto: on a GPU bfloat16, on a CPU where it was "
+        "measured to be clearly faster",
+    )
     engine_threads: int | None = Field(
         None, ge=1, le=1024, description="threads of the native engine; half the cores if not given"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import torch
 from structlog.typing import FilteringBoundLogger
 
 from decoding.native.engine import NativeEngine
@@ -29,11 +30,13 @@ async def start_pipeline(
 
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
+    threads = settings.engine_threads or default_threads()
+    # Now already: what is measured while loading is measured as it will be run.
+    torch.set_num_threads(threads)
     generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
     assert generation.runner is not None
     if generation.catalogue is not None and generation.catalogue.note:
         log.warning("change log mended", note=generation.catalogue.note)
-    threads = settings.engine_threads or default_threads()
     engine = NativeEngine(generation.runner, threads=threads)
     return Pipeline(
         Generations(generation),
@@ -57,7 +60,7 @@ def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Gen
         changes=changes,
     )
     try:
-        return generation.with_runner(settings.engine_device)
+        return generation.with_runner(settings.engine_device, settings.engine_dtype)
     except BaseException:
         generation.close()
         raise

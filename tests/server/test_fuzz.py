@@ -71,6 +71,31 @@ def test_generated_requests(description: Any, method: str, path: str, mode: Gene
     run()
 
 
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_generated_changes(changing: Any, method: str, path: str, mode: GenerationMode):
+    client = changing()
+    described = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")))
+    operation = described[path][method]
+    if mode is GenerationMode.NEGATIVE and "{" in path:
+        pytest.skip("any text is an item id")
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: Any) -> None:
+        case.validate_response(case.call(), checks=CHECKS)
+        answer = client.post("/v1/search", json={"query": "desk"})
+        assert [answer.status_code, answer.json()["degraded"]] == [200, []]
+
+    run()
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(query=st.text(max_size=600), limit=st.integers(1, 100))
 def test_any_text_is_answered_or_refused(tiny: httpx.Client, query: str, limit: int):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from index.codec import Codec
 from index.errors import ArtifactError, ConfigError
@@ -89,3 +90,12 @@ def test_both_paths_or_neither(tmp_path: Path):
     with pytest.raises(ConfigError, match="onesearch demo"):
         chosen_paths(Settings(champion=tmp_path / "none.json"))
     assert chosen_paths(Settings(snapshot=tmp_path, checkpoint=tmp_path)) == (tmp_path, tmp_path)
+
+
+def test_weights_are_loaded_in_the_type_that_is_asked_for(tiny_pair: tuple[Path, Path]):
+    generation = Generation.open(*tiny_pair)
+    for precision in ("float32", "bfloat16"):
+        runner = generation.with_runner("cpu", precision).runner
+        assert runner is not None
+        assert runner.weights.layers[0].qkv.dtype is getattr(torch, precision)
+        assert runner.weights.level_output[0].dtype is torch.float32

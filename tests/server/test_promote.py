@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from decoding.native.engine import NativeEngine
+from index.live.catalogue import CatalogueHeld, LiveCatalogue, LiveSettings
+from index.live.changes import Delete
 from index.snapshot import Snapshot
 from server.context import InMemoryUserContexts
+from server.errors import Problem
 from server.generation import Generation, Generations
 from server.logs import make_logger
 from server.metrics import Metrics
@@ -116,3 +119,40 @@ def test_searches_during_promotions_mix_nothing(pair: tuple[Generation, Generati
         await pipeline.close()
 
     asyncio.run(scenario())
+
+
+def test_promoting_new_weights_keeps_the_catalogue_another_snapshot_brings_its_own(
+    own_pair: tuple[Path, Path], pair: tuple[Generation, Generation]
+):
+    async def scenario() -> None:
+        live = Generation.open(*own_pair, changes=LiveSettings()).with_runner()
+        pipeline = await start(live, InMemoryUserContexts(10, 10), Metrics())
+        await pipeline.change([Delete("i0")])
+        drained = await pipeline.promote(Generation.open(*own_pair).with_runner())
+        assert drained.is_set()
+        outcome = await pipeline.change([Delete("i1"), Delete("none")])
+        assert [outcome.sequence, outcome.applied] == [2, 1]
+        found = await search(pipeline)
+        assert found.index_version == outcome.index_version
+        assert {hit.item_id for hit in found.hits} == {f"i{n}" for n in range(2, 36)}
+        await pipeline.promote(pair[1])
+        assert len((await search(pipeline)).hits) == 36
+        with pytest.raises(Problem, match="only reads"):
+            await pipeline.change([Delete("i2")])
+        for _ in range(1000):
+            if is_free(own_pair[0]):
+                break
+            await asyncio.sleep(0.01)
+        assert is_free(own_pair[0])
+        await pipeline.close()
+
+    asyncio.run(scenario())
+
+
+def is_free(snapshot: Path) -> bool:
+    """Whether nobody has the snapshot's catalogue open for changes."""
+    try:
+        LiveCatalogue.open(snapshot).close()
+    except CatalogueHeld:
+        return False
+    return True
