@@ -206,9 +206,9 @@ def _as_chosen(plan: LevelPlan) -> LevelPlan:
 
 def _through_groups(plan: LevelPlan) -> LevelPlan:
     """The plan of a level that is too large to be direct."""
-    group = min(8, plan.tile)
-    room = plan.candidates
-    return replace(plan, direct=False, group=group, groups=room, collect_programs=3)
+    splits = -(-plan.candidates // 512) if plan.rows == 1 else 1
+    room = {"groups": plan.candidates, "collect_programs": 3}
+    return replace(plan, direct=False, tile=512, group=8, splits=splits, **room)
 
 
 def _checked(
@@ -267,7 +267,7 @@ def _measure_levels(setting: Setting, trie: Trie, peers: bool) -> list[dict[str,
     device = torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
     device_trie = DeviceTrie.from_trie(trie, device)
-    expander = Expander(device_trie, queries, width, setting.sizes, device, dependent_launch=True)
+    expander = Expander(device_trie, queries, width, setting.sizes, device)
     table = torch.zeros((queries, len(setting.sizes)), dtype=torch.int64, device=device)
     widths = torch.full((queries,), width, dtype=torch.int32, device=device)
     nodes = torch.zeros((queries, 1), dtype=torch.int32, device=device)

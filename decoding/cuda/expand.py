@@ -160,7 +160,7 @@ class LevelPlan:
         """A plan from how long the level's runs of children are."""
         rows = width if level else 1
         lengths = trie.run_lengths[level]
-        candidates = _largest(lengths, rows, 1)
+        candidates = _largest_groups(lengths, rows, 1, 1)
         # Beams meet long runs more often than short ones: weigh nodes by their children.
         weights = lengths * np.arange(len(lengths))
         typical = float((weights * np.arange(len(lengths))).sum() / weights.sum())
@@ -170,28 +170,28 @@ class LevelPlan:
         longest = len(lengths) - 1
         usual = int(np.searchsorted(np.cumsum(weights), 0.95 * weights.sum()))
         covered = _power(longest) if longest <= 4 * usual else _power(usual)
-        tile = min(max(covered, 4, group), 1024 if level else 512)
-        splits = 1 if level else -(-longest // tile)
-        wide = 1024 if level and longest > tile else 0
         code_block = min(_power(trie.level_sizes[level]), 8192)
-        widest = max(code_block, tile)
-        per_program = max(1, min(4096 // widest, queries * rows // 256, 4 if wide else 64))
-        per_program = 1 << (per_program.bit_length() - 1)
-        if group > 1:
-            # Compiled by Triton 3.6, groups of several rows come in another order than their rows.
-            per_program = 1
-        elements = per_program * widest
-        groups = 0 if direct else _largest(lengths, rows, group)
+        if direct:
+            tile, per_program = min(max(covered, 4), 1024), 4096 // max(code_block, covered)
+            per_program = max(1, min(per_program, queries * rows // 256, rows))
+            per_program = 1 << (per_program.bit_length() - 1)
+            warps = min(8, max(1, per_program * max(code_block, tile) // 512))
+            splits = 1
+        else:
+            tile, per_program = max(min(covered, 1024 if level else 512), 4 * group), 1
+            splits = 1 if level else -(-longest // tile)
+            warps = min(8, max(1, max(code_block, tile) // (1024 if level else 512)))
+        groups = 0 if direct else _largest_groups(lengths, rows, tile, tile // group)
         return cls(
             rows=rows,
             direct=direct,
             group=group,
             tile=tile,
-            wide=wide,
+            wide=1024 if direct and longest > tile else 0,
             splits=splits,
             code_block=code_block,
             rows_per_program=per_program,
-            score_warps=min(8, max(1, elements // 512)),
+            score_warps=warps,
             candidates=max(candidates, 1),
             groups=groups,
             collect_programs=min(512, -(-groups // _COLLECT_CHUNK)),
@@ -203,12 +203,13 @@ def _power(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _largest(lengths: NDArray[np.int64], rows: int, group: int) -> int:
-    """Groups of the `rows` longest runs."""
+def _largest_groups(lengths: NDArray[np.int64], rows: int, tile: int, stride: int) -> int:
+    """Groups of the `rows` longest runs: `stride` per tile, fewer only where a tile has fewer
+    children."""
     total, left = 0, rows
     for length in range(len(lengths) - 1, 0, -1):
         taken = min(left, int(lengths[length]))
-        total += taken * -(-length // group)
+        total += taken * (length // tile * stride + min(length % tile, stride))
         left -= taken
         if not left:
             break
@@ -305,56 +306,64 @@ class Expander:
         assert nodes.is_contiguous() and scores.is_contiguous() and widths.is_contiguous()
         assert filter_table.shape == (self.queries, levels) and filter_table.is_contiguous()
         assert prior is None or (prior.shape == (self.queries, size) and prior.is_contiguous())
-        chunks = -(-plan.rows // plan.rows_per_program)
         options: dict[str, Any] = {"launch_pdl": True} if self._dependent else {}
         codes = self.trie.codes[level]
+        prior_table = self._no_prior if prior is None else prior
+        beams = (logits, logits.stride(0), logits.stride(1), nodes, scores, prior_table)
         # Level 0 has no starts above it; any tensor of the type does.
         starts = self.trie.child_start[level - 1] if level else self._counters
-        prior_table = self._no_prior if prior is None else prior
-        _score_kernel[(self.queries * chunks * plan.splits,)](
-            logits,
-            logits.stride(0),
-            logits.stride(1),
-            nodes,
-            scores,
-            prior_table,
-            starts,
-            codes,
-            filter_table,
-            self._row_branching,
-            self.normalisers,
-            self._keys,
-            self._key_rows,
-            self._key_levels,
-            self._group_bins,
-            self._group_children,
-            self._group_rows,
-            self._histogram,
-            self._counters,
-            plan.rows,
-            chunks,
-            level,
-            levels,
-            self.max_width,
-            self.trie.node_counts[0],
-            self._keys.shape[1],
-            self._group_bins.shape[1],
-            ROOT=level == 0,
-            CODES=size,
-            CODE_BLOCK=plan.code_block,
-            ROWS=plan.rows_per_program,
-            TILE=plan.tile,
-            WIDE=plan.wide,
-            SPLITS=plan.splits,
-            GROUP=plan.group,
-            DIRECT=plan.direct,
-            BINS=_BINS,
-            COUNTERS=_COUNTERS,
-            PRIOR=prior is not None,
-            DEPENDENT=self._dependent,
-            num_warps=plan.score_warps,
-            **options,
-        )
+        of_rows = (starts, codes, filter_table, self._row_branching, self.normalisers)
+        sizes = (level, levels, self.max_width, self.trie.node_counts[0])
+        if plan.direct:
+            chunks = -(-plan.rows // plan.rows_per_program)
+            _score_children_kernel[(self.queries * chunks,)](
+                *beams,
+                *of_rows,
+                self._keys,
+                self._key_rows,
+                self._key_levels,
+                self._counters,
+                plan.rows,
+                chunks,
+                *sizes,
+                self._keys.shape[1],
+                ROOT=level == 0,
+                CODES=size,
+                CODE_BLOCK=plan.code_block,
+                ROWS=plan.rows_per_program,
+                TILE=plan.tile,
+                WIDE=plan.wide,
+                COUNTERS=_COUNTERS,
+                PRIOR=prior is not None,
+                DEPENDENT=self._dependent,
+                num_warps=plan.score_warps,
+                **options,
+            )
+        else:
+            _score_groups_kernel[(self.queries * plan.rows * plan.splits,)](
+                *beams,
+                *of_rows,
+                self._group_bins,
+                self._group_children,
+                self._group_rows,
+                self._histogram,
+                self._counters,
+                plan.rows,
+                *sizes,
+                self._group_bins.shape[1],
+                ROOT=level == 0,
+                CODES=size,
+                CODE_BLOCK=plan.code_block,
+                TILE=plan.tile,
+                SPLITS=plan.splits,
+                GROUP=plan.group,
+                BINS=_BINS,
+                COUNTERS=_COUNTERS,
+                PRIOR=prior is not None,
+                DEPENDENT=self._dependent,
+                num_warps=plan.score_warps,
+                **options,
+            )
         if not plan.direct:
             _collect_kernel[(self.queries * plan.collect_programs,)](
                 logits,
@@ -385,6 +394,7 @@ class Expander:
                 CHUNK=_COLLECT_CHUNK,
                 SLOTS=_COLLECT_SLOTS,
                 GROUP=plan.group,
+                STRIDE=plan.tile // plan.group,
                 BINS=_BINS,
                 COUNTERS=_COUNTERS,
                 PRIOR=prior is not None,
@@ -460,29 +470,17 @@ def _allowed(address, child, asked):
 
 
 @triton.jit
-def _visit(
-    first,
-    end,
-    normaliser,
-    row_logits,
-    prior,
-    codes,
-    address,
-    TILE: tl.constexpr,
-    PRIOR: tl.constexpr,
-):
-    """Children [first, first + TILE) below `end` of each row: their nodes, whether allowed, and
-    their log-probabilities, -inf if not. Parameters of rows are (rows,), results (rows, TILE)."""
-    offset = tl.arange(0, TILE)[None, :]
-    child = first[:, None] + offset
-    allowed = offset < (end - first)[:, None]
+def _level_scores(child, asked, row_logits, normaliser, prior, codes, address, PRIOR: tl.constexpr):
+    """Which of the `asked` children are allowed, and their log-probabilities, -inf if not. All of
+    one shape, or broadcast to it."""
+    allowed = asked
     if address != 0:
-        allowed = _allowed(address, child, allowed)
-    code = tl.load((codes + first)[:, None] + offset, mask=allowed, other=0).to(tl.int32)
-    logit = tl.load(row_logits[:, None] + code, mask=allowed, other=-float("inf")).to(tl.float32)
+        allowed = _allowed(address, child, asked)
+    code = tl.load(codes + child, mask=allowed, other=0).to(tl.int32)
+    logit = tl.load(row_logits + code, mask=allowed, other=-float("inf")).to(tl.float32)
     if PRIOR:
         logit += tl.load(prior + code, mask=allowed, other=0.0)
-    return child, allowed, logit - normaliser[:, None]
+    return allowed, logit - normaliser
 
 
 @triton.jit
@@ -501,106 +499,29 @@ def _list_candidates(
     child,
     score,
     level_score,
+    keys,
+    key_rows,
+    key_levels,
     alive,
-    keys,
-    key_rows,
-    key_levels,
     counters,
     room,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):
-    """Adds the children that are `alive`, (ROWS, TILE), to the query's candidates."""
+    """Adds the children that are `alive` to the query's candidates; `row` (ROWS,), all else
+    (TILE, ROWS)."""
     counter = counters + query * COUNTERS + _CANDIDATES_LISTED
-    flag, place = _append(counter, alive, ROWS * TILE)
+    flag, place = _append(counter, alive, TILE * ROWS)
     place = place.to(tl.int64) + query.to(tl.int64) * room
-    row_of = tl.broadcast_to(row[:, None], [ROWS, TILE])
-    tl.store(keys + place, tl.reshape(_key(_sortable(score), child), [ROWS * TILE]), mask=flag)
-    tl.store(key_rows + place, tl.reshape(row_of, [ROWS * TILE]), mask=flag)
-    tl.store(key_levels + place, tl.reshape(level_score, [ROWS * TILE]), mask=flag)
+    row_of = tl.broadcast_to(row[None, :], [TILE, ROWS])
+    tl.store(keys + place, tl.reshape(_key(_sortable(score), child), [TILE * ROWS]), mask=flag)
+    tl.store(key_rows + place, tl.reshape(row_of, [TILE * ROWS]), mask=flag)
+    tl.store(key_levels + place, tl.reshape(level_score, [TILE * ROWS]), mask=flag)
 
 
 @triton.jit
-def _list_groups(
-    query,
-    row,
-    first,
-    end,
-    score,
-    best,
-    group_bins,
-    group_children,
-    group_rows,
-    histogram,
-    counters,
-    room,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    GROUP: tl.constexpr,
-    BINS: tl.constexpr,
-    COUNTERS: tl.constexpr,
-):
-    """Adds the groups of a tile that have a child with a score to the query's groups."""
-    groups: tl.constexpr = TILE // GROUP
-    top = tl.max(tl.reshape(score, [ROWS, groups, GROUP]), axis=2)
-    alive = top > -float("inf")
-    number = _bin(best, top, BINS)
-    tl.atomic_add(histogram + query * BINS + number, 1, mask=alive, sem="relaxed")
-    counter = counters + query * COUNTERS + _GROUPS_LISTED
-    flag, place = _append(counter, alive, ROWS * groups)
-    place = place.to(tl.int64) + query.to(tl.int64) * room
-    start = first[:, None] + tl.arange(0, groups)[None, :] * GROUP
-    size = tl.minimum(end[:, None] - start, GROUP)
-    packed = (row[:, None] << _SIZE_BITS) | size
-    tl.store(group_bins + place, tl.reshape(number, [ROWS * groups]), mask=flag)
-    tl.store(group_children + place, tl.reshape(start, [ROWS * groups]), mask=flag)
-    tl.store(group_rows + place, tl.reshape(packed, [ROWS * groups]), mask=flag)
-
-
-@triton.jit
-def _emit(
-    query,
-    row,
-    first,
-    end,
-    score,
-    child,
-    level_score,
-    best,
-    keys,
-    key_rows,
-    key_levels,
-    group_bins,
-    group_children,
-    group_rows,
-    histogram,
-    counters,
-    candidate_room,
-    group_room,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIRECT: tl.constexpr,
-    BINS: tl.constexpr,
-    COUNTERS: tl.constexpr,
-):
-    """Lists the visited children, or their groups."""
-    total = score[:, None] + level_score
-    if DIRECT:
-        _list_candidates(
-            query, row, child, total, level_score, total > -float("inf"), keys, key_rows,
-            key_levels, counters, candidate_room, ROWS, TILE, COUNTERS,
-        )  # fmt: skip
-    else:
-        _list_groups(
-            query, row, first, end, total, best, group_bins, group_children, group_rows,
-            histogram, counters, group_room, ROWS, TILE, GROUP, BINS, COUNTERS,
-        )  # fmt: skip
-
-
-@triton.jit
-def _score_kernel(
+def _score_children_kernel(
     logits,
     query_stride,
     row_stride,
@@ -615,10 +536,6 @@ def _score_kernel(
     keys,
     key_rows,
     key_levels,
-    group_bins,
-    group_children,
-    group_rows,
-    histogram,
     counters,
     rows,
     chunks,
@@ -627,25 +544,20 @@ def _score_kernel(
     width,
     root_children,
     candidate_room,
-    group_room,
     ROOT: tl.constexpr,
     CODES: tl.constexpr,
     CODE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     WIDE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIRECT: tl.constexpr,
-    BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
     PRIOR: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
+    """Lists all children of `ROWS` rows. Tiles are (children, rows)."""
     program = tl.program_id(0)
-    split = program % SPLITS
-    query = program // (SPLITS * chunks)
-    row = (program // SPLITS) % chunks * ROWS + tl.arange(0, ROWS)
+    query = program // chunks
+    row = program % chunks * ROWS + tl.arange(0, ROWS)
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
     inside = row < rows
@@ -658,23 +570,20 @@ def _score_kernel(
         node = tl.load(nodes + query * rows + row, mask=live, other=0)
         first = tl.load(child_start + node, mask=live, other=0)
         end = tl.load(child_start + node + 1, mask=live, other=0)
-    best = _best_of(scores, query, rows)
     address = tl.load(filter_table + query * levels + level)
-
     row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
     prior += query * CODES
+
     largest = tl.full([ROWS], -float("inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     for start in range(0, CODES, CODE_BLOCK):
-        code = start + tl.arange(0, CODE_BLOCK)
-        here = tl.full([1, CODE_BLOCK], 1, tl.int1)
+        code = start + tl.arange(0, CODE_BLOCK)[None, :]
+        mask = live[:, None]
         if CODES % CODE_BLOCK:
-            here = (code < CODES)[None, :]
-        mask = live[:, None] & here
-        logit = tl.load(row_logits[:, None] + code[None, :], mask=mask, other=-float("inf"))
-        logit = logit.to(tl.float32)
+            mask = mask & (code < CODES)
+        logit = tl.load(row_logits[:, None] + code, mask=mask, other=-float("inf")).to(tl.float32)
         if PRIOR:
-            logit += tl.load(prior + code[None, :], mask=here, other=0.0)
+            logit += tl.load(prior + code, mask=code < CODES, other=0.0)
         new = tl.maximum(largest, tl.max(logit, axis=1))
         shift = tl.where(new > -float("inf"), new, 0.0)
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logit - shift[:, None]), axis=1)
@@ -683,53 +592,154 @@ def _score_kernel(
     rest = tl.maximum(tl.log(tl.where(live, total, 1.0)), 0.0)
     normaliser = tl.where(live, largest + rest, 0.0)
 
-    begin = first + split * TILE
-    stop = tl.minimum(end, begin + TILE)
-    child, allowed, level_score = _visit(
-        begin, stop, normaliser, row_logits, prior, codes, address, TILE, PRIOR
-    )
-    _emit(
-        query, row, begin, stop, score, child, level_score, best, keys, key_rows, key_levels,
-        group_bins, group_children, group_rows, histogram, counters, candidate_room, group_room,
-        ROWS, TILE, GROUP, DIRECT, BINS, COUNTERS,
+    child = first[None, :] + tl.arange(0, TILE)[:, None]
+    allowed, level_score = _level_scores(
+        child, child < end[None, :], row_logits[None, :], normaliser[None, :], prior, codes,
+        address, PRIOR,
+    )  # fmt: skip
+    found = score[None, :] + level_score
+    _list_candidates(
+        query, row, child, found, level_score, keys, key_rows, key_levels, found > -float("inf"),
+        counters, candidate_room, ROWS, TILE, COUNTERS,
     )  # fmt: skip
     count = end - first
     if address != 0:
-        count = tl.sum(allowed.to(tl.int32), axis=1)
+        count = tl.sum(allowed.to(tl.int32), axis=0)
     if WIDE > 0 and tl.max(end - first, axis=0) > TILE:
         for place in range(ROWS):
             picked = tl.arange(0, ROWS) == place
             last = tl.sum(tl.where(picked, end, 0), axis=0)
             one_row = tl.sum(tl.where(picked, row, 0), axis=0, keep_dims=True)
-            one_score = tl.sum(tl.where(picked, score, 0.0), axis=0, keep_dims=True)
-            one_normaliser = tl.sum(tl.where(picked, normaliser, 0.0), axis=0, keep_dims=True)
+            one_score = tl.sum(tl.where(picked, score, 0.0), axis=0)
+            one_normaliser = tl.sum(tl.where(picked, normaliser, 0.0), axis=0)
             one_logits = logits + query.to(tl.int64) * query_stride
-            one_logits += one_row.to(tl.int64) * row_stride
-            for start in range(tl.sum(tl.where(picked, begin, 0), axis=0) + TILE, last, WIDE):
-                one_first = tl.full([1], start, dtype=tl.int32)
-                one_end = tl.minimum(tl.full([1], last, dtype=tl.int32), one_first + WIDE)
-                more, present, more_scores = _visit(
-                    one_first, one_end, one_normaliser, one_logits, prior, codes, address, WIDE,
-                    PRIOR,
-                )  # fmt: skip
-                _emit(
-                    query, one_row, one_first, one_end, one_score, more, more_scores, best,
-                    keys, key_rows, key_levels, group_bins, group_children, group_rows, histogram,
-                    counters, candidate_room, group_room, 1, WIDE, GROUP, DIRECT, BINS, COUNTERS,
+            one_logits += one_row[None, :].to(tl.int64) * row_stride
+            for start in range(tl.sum(tl.where(picked, first, 0), axis=0) + TILE, last, WIDE):
+                more = start + tl.arange(0, WIDE)[:, None]
+                present, more_scores = _level_scores(
+                    more, more < last, one_logits, one_normaliser, prior, codes, address, PRIOR
+                )
+                sums = one_score + more_scores
+                _list_candidates(
+                    query, one_row, more, sums, more_scores, keys, key_rows, key_levels,
+                    sums > -float("inf"), counters, candidate_room, 1, WIDE, COUNTERS,
                 )  # fmt: skip
                 if address != 0:
-                    found = tl.sum(tl.sum(present.to(tl.int32), axis=1), axis=0)
-                    count += tl.where(picked, found, 0)
-    if SPLITS > 1 and split == 0 and address != 0:
-        # The other programs of the row count their children for themselves only.
-        for start in range(TILE, root_children, TILE):
-            other = start + tl.arange(0, TILE)
-            counted = _allowed(address, other, other < root_children)
-            count += tl.sum(counted.to(tl.int32), axis=0)
-    if split == 0:
-        place = query * width + row
-        tl.store(row_branching + place, count, mask=inside)
-        tl.store(row_normaliser + place, normaliser, mask=inside)
+                    seen = tl.sum(tl.sum(present.to(tl.int32), axis=0), axis=0)
+                    count += tl.where(picked, seen, 0)
+    place = query * width + row
+    tl.store(row_branching + place, count, mask=inside)
+    tl.store(row_normaliser + place, normaliser, mask=inside)
+
+
+@triton.jit
+def _score_groups_kernel(
+    logits,
+    query_stride,
+    row_stride,
+    nodes,
+    scores,
+    prior,
+    child_start,
+    codes,
+    filter_table,
+    row_branching,
+    row_normaliser,
+    group_bins,
+    group_children,
+    group_rows,
+    histogram,
+    counters,
+    rows,
+    level,
+    levels,
+    width,
+    root_children,
+    group_room,
+    ROOT: tl.constexpr,
+    CODES: tl.constexpr,
+    CODE_BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BINS: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    PRIOR: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Lists the groups of one row, or of every SPLITS-th tile of it. A group of a tile is every
+    (TILE / GROUP)-th child, so that neighbours are read together and a group's best by one thread.
+    """
+    STRIDE: tl.constexpr = TILE // GROUP
+    program = tl.program_id(0)
+    split = program % SPLITS
+    query = program // (SPLITS * rows)
+    row = program // SPLITS % rows
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+    score = tl.load(scores + query * rows + row)
+    if score > -float("inf"):
+        if ROOT:
+            first = 0
+            end = root_children
+        else:
+            node = tl.load(nodes + query * rows + row)
+            first = tl.load(child_start + node)
+            end = tl.load(child_start + node + 1)
+        best = _best_of(scores, query, rows)
+        address = tl.load(filter_table + query * levels + level)
+        row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
+        prior += query * CODES
+
+        largest = -float("inf")
+        total = 0.0
+        for start in range(0, CODES, CODE_BLOCK):
+            code = start + tl.arange(0, CODE_BLOCK)
+            if CODES % CODE_BLOCK:
+                logit = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
+            else:
+                logit = tl.load(row_logits + code)
+            logit = logit.to(tl.float32)
+            if PRIOR:
+                logit += tl.load(prior + code, mask=code < CODES, other=0.0)
+            new = tl.maximum(largest, tl.max(logit, axis=0))
+            shift = tl.where(new > -float("inf"), new, 0.0)
+            total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logit - shift), axis=0)
+            largest = new
+        # The sum holds exp(0), so no log-probability exceeds zero.
+        normaliser = largest + tl.maximum(tl.log(total), 0.0)
+
+        count = end - first
+        if address != 0:
+            count = 0
+        counter = counters + query * COUNTERS + _GROUPS_LISTED
+        room = query.to(tl.int64) * group_room
+        lane = tl.arange(0, STRIDE)
+        for start in range(first + split * TILE, end, SPLITS * TILE):
+            child = start + lane[:, None] + STRIDE * tl.arange(0, GROUP)[None, :]
+            allowed, level_score = _level_scores(
+                child, child < end, row_logits, normaliser, prior, codes, address, PRIOR
+            )
+            if address != 0:
+                count += tl.sum(tl.sum(allowed.to(tl.int32), axis=1), axis=0)
+            top = tl.max(score + level_score, axis=1)
+            number = _bin(best, top, BINS)
+            alive = top > -float("inf")
+            tl.atomic_add(histogram + query * BINS + number, 1, mask=alive, sem="relaxed")
+            flag, place = _append(counter, alive, STRIDE)
+            size = (tl.minimum(end - start, TILE) - lane + STRIDE - 1) // STRIDE
+            tl.store(group_bins + room + place, number, mask=flag)
+            tl.store(group_children + room + place, start + lane, mask=flag)
+            tl.store(group_rows + room + place, (row << _SIZE_BITS) | size, mask=flag)
+        if SPLITS > 1 and address != 0 and split == 0:
+            # The other programs of the row count their children for themselves only.
+            count = 0
+            for start in range(first, end, TILE):
+                other = start + tl.arange(0, TILE)
+                count += tl.sum(_allowed(address, other, other < end).to(tl.int32), axis=0)
+        if split == 0:
+            tl.store(row_branching + query * width + row, count)
+            tl.store(row_normaliser + query * width + row, normaliser)
 
 
 @triton.jit
@@ -762,6 +772,7 @@ def _collect_kernel(
     CHUNK: tl.constexpr,
     SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
+    STRIDE: tl.constexpr,
     BINS: tl.constexpr,
     COUNTERS: tl.constexpr,
     PRIOR: tl.constexpr,
@@ -799,18 +810,20 @@ def _collect_kernel(
             source = tl.sum(tl.where(hit, tl.arange(0, CHUNK)[:, None], 0), axis=0)
             first = tl.gather(firsts, source, 0)
             row = tl.where(slot < count, tl.gather(packed, source, 0), 0)
-            end = first + (row & _SIZE_MASK)
+            member = tl.arange(0, GROUP)[:, None]
+            asked = member < (row & _SIZE_MASK)[None, :]
             row = row >> _SIZE_BITS
             score = tl.load(scores + query * rows + row)
             normaliser = tl.load(row_normaliser + query * width + row)
-            child, _, level_score = _visit(
-                first, end, normaliser, query_logits + row.to(tl.int64) * row_stride, prior,
-                codes, address, GROUP, PRIOR,
-            )  # fmt: skip
-            total = score[:, None] + level_score
+            row_logits = query_logits + row.to(tl.int64) * row_stride
+            child = first[None, :] + STRIDE * member
+            _, level_score = _level_scores(
+                child, asked, row_logits[None, :], normaliser[None, :], prior, codes, address, PRIOR
+            )
+            total = score[None, :] + level_score
             alive = (total > -float("inf")) & (_bin(best, total, BINS) <= bound)
             _list_candidates(
-                query, row, child, total, level_score, alive, keys, key_rows, key_levels,
+                query, row, child, total, level_score, keys, key_rows, key_levels, alive,
                 counters, candidate_room, SLOTS, GROUP, COUNTERS,
             )  # fmt: skip
 

@@ -21,31 +21,21 @@ def as_planned(plan):
 
 def through_groups(plan):
     """As a level that is too large to list all its children."""
-    return replace(
-        plan,
-        direct=False,
-        group=min(4, plan.tile),
-        groups=plan.candidates,
-        collect_programs=2,
-        rows_per_program=4,
-    )
+    return cut(plan, direct=False, tile=16, group=4, splits=1, collect_programs=3)
 
 
 def cut_small(plan):
     """Many blocks and leftovers everywhere: codes, children, rows."""
-    return replace(
-        plan,
-        tile=4,
-        wide=16 if plan.wide or plan.rows > 1 else 0,
-        splits=-(-plan.candidates // 4) if plan.rows == 1 else 1,
-        code_block=16,
-        rows_per_program=1 if plan.rows == 1 else 4,
-        rank_programs=3,
-    )
+    return cut(plan, direct=True, tile=4, wide=16, splits=1, rows_per_program=4, rank_programs=3)
 
 
 def cut_small_through_groups(plan):
-    return replace(through_groups(cut_small(plan)), rows_per_program=min(plan.rows, 4))
+    splits = 3 if plan.rows == 1 else 1
+    return cut(plan, direct=False, tile=8, group=8, splits=splits, collect_programs=2)
+
+
+def cut(plan, **changes):
+    return replace(plan, code_block=16, groups=plan.candidates, **changes)
 
 
 @pytest.mark.parametrize("name", TRIES)
