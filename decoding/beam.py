@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +27,8 @@ from index.errors import ConfigError
 from index.live.trie import AnyTrie
 from index.trie import Nodes, TrieFilter
 
+# Logits of a wave from which on handing work to another thread pays.
+_WORTH_A_THREAD = 1 << 18
 _NOTHING_SPECIAL = (0, 0, 0, 0, 0)
 
 
@@ -99,8 +104,8 @@ def grow_all(
 
     `logits` float32 (rows, K). `starts`: each beam's first row of them; None where the beams' rows
     follow each other. `priors` float32 (beams, K), added first. A beam without rows stays as it
-    is. The beams are at the same level and their tries have the same base. Raises ConfigError for
-    a beam too wide to be ranked.
+    is. The beams are at the same level and their tries have the same base. Large waves are grown by
+    up to `threads` threads, each beam by one. Raises ConfigError for a beam too wide to be ranked.
     """
     live = [row for row, beam in enumerate(beams) if len(beam)]
     if not live:
@@ -117,15 +122,13 @@ def grow_all(
         if starts is not None:
             first_logits = starts[place]
         prior = NO_PRIOR if priors is None else place
-        check_size(count, codebook)
         table.append(
             (row, count, first_logits, prior, beam.width, slot, *_allowed(beam, level, known))
         )
         row, first_logits, slot = row + count, first_logits + count, slot + beam.width
+    check_size(max(map(len, chosen)), codebook)
     slots = Slots.empty(len(chosen), slot)
-    grow_beams(
-        0,
-        len(chosen),
+    arguments = (
         np.array(table),
         *level_arrays(base, level),
         _joined([beam.nodes for beam in chosen]),
@@ -136,7 +139,25 @@ def grow_all(
         False,
         *slots,
     )
+    if threads > 1 and len(chosen) > 1 and row * codebook >= _WORTH_A_THREAD:
+        bounds = [len(chosen) * part // threads for part in range(threads + 1)]
+        parts = [
+            _pool(threads - 1).submit(grow_beams, first, end, *arguments)
+            for first, end in pairwise(bounds[:-1])
+            if first < end
+        ]
+        grow_beams(bounds[-2], bounds[-1], *arguments)
+        for part in parts:
+            part.result()
+    else:
+        grow_beams(0, len(chosen), *arguments)
     return _hand_out(chosen, slots)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that live as long as the process: a wave cannot wait for new ones."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="expansion")
 
 
 def _allowed(beam: Beam, level: int, known: dict[int, Any]) -> tuple[int, ...]:

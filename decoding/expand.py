@@ -170,7 +170,7 @@ def level_arrays(
 def address(array: NDArray[np.generic]) -> int:
     """Where a contiguous array's data is; the caller keeps the array alive."""
     assert array.flags.c_contiguous
-    return array.__array_interface__["data"][0]
+    return int(array.__array_interface__["data"][0])
 
 
 def added_columns(trie: AnyTrie, level: int) -> tuple[int, int, int, int]:
@@ -243,7 +243,7 @@ def _expand(
         scores,
         ranks,
         as_logits(logits),
-        as_logits(np.empty((0, logits.shape[1])) if prior is None else prior[None]),
+        as_logits(logits[:0] if prior is None else prior[None]),
         normalised,
         *slots,
     )

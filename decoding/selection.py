@@ -19,6 +19,7 @@ e^x is 2^n · 2^r with |r| ≤ 1/2 and a polynomial for 2^r (relative error 1e-7
 
 # To the type checker an element of an array may be an array, and intrinsics take one argument more.
 # pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOperatorIssue=false
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ _INT32 = ir.IntType(32)
 # marked codes among the children costs less than looking at each child.
 _MANY_CHILDREN = 96
 _FIND_COST = 16
-_MIN_BUFFER = 256
+_MIN_BUFFER = 32
 _LOWEST = np.float32(np.finfo(np.float32).min)
 _MINUS_INFINITY = np.float32(-np.inf)
 # Puts -0 above a threshold that would be 0.
@@ -538,7 +539,7 @@ def _mark(row: Row, bound: np.uint64, blocks: NDArray[np.int32], marks: NDArray[
         if blocks[block] >= least:
             marks[block] = _codes_above(row.values, block * _BLOCK, threshold)
             marked += _set_bits(marks[block])
-    return np.int64(marked)
+    return int(marked)
 
 
 @njit(cache=True, nogil=True)

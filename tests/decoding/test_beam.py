@@ -238,3 +238,15 @@ def test_a_filter_of_another_trie_is_refused():
     check_filter(trie, trie.filter(np.ones(trie.n_leaves, dtype=np.bool_)))
     with pytest.raises(ConfigError, match="the trie has"):
         check_filter(trie, other.filter(np.ones(other.n_leaves, dtype=np.bool_)))
+
+
+def test_threads_change_nothing(monkeypatch):
+    monkeypatch.setattr("decoding.beam._WORTH_A_THREAD", 0)
+    trie = random_trie(np.random.default_rng(8), 2000)
+    models = [random_model(number) for number in range(5)]
+    one, several = ([Beam(trie, width) for width in (1, 90, 3, 40, 7)] for _ in range(2))
+    decode(one, models)
+    decode(several, models, threads=3)
+    for left, right in zip(one, several, strict=True):
+        for first, second in zip(_fields(left), _fields(right), strict=True):
+            assert np.array_equal(first, second)
