@@ -7,10 +7,8 @@ hot swap replaces the whole runner.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -72,9 +70,6 @@ class Runner:
         self.decoder = Decoder(weights)
         self.trie = trie
         self.weights = weights
-        self._pool: ThreadPoolExecutor | None = None
-        self._lanes = (0, 0)
-        self._lock = threading.Lock()
 
     def check(
         self,
@@ -109,44 +104,19 @@ class Runner:
         *,
         budget_rows: int = DEFAULT_BUDGET_ROWS,
     ) -> list[Hypotheses]:
-        """All prompts, in waves under the row budget: evaluation and rollouts.
-
-        With several torch threads, waves run side by side, a thread each: nothing waits for
-        another thread within a wave, as it would within every product.
-        """
+        """All prompts, in waves under the row budget, in this thread: evaluation and rollouts."""
         self.check(prompts, beam_width, filter)
-        threads = torch.get_num_threads()
-        size = min(max(1, budget_rows // beam_width), max(1, -(-len(prompts) // threads)))
+        size = max(1, budget_rows // beam_width)
         # Prompts of like length share a wave, so that little is padded.
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
-        waves = [order[start : start + size] for start in range(0, len(order), size)]
-        searches = [[Search(prompts[row], beam_width, filter) for row in wave] for wave in waves]
         results: dict[int, Hypotheses] = {}
-        for wave, found in zip(waves, self._run_all(searches, threads), strict=True):
-            for row, result in zip(wave, found, strict=True):
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            found = self.run([Search(prompts[row], beam_width, filter) for row in rows])
+            for row, result in zip(rows, found, strict=True):
                 assert isinstance(result, Hypotheses)  # There is no deadline to miss.
                 results[row] = result
         return [results[row] for row in range(len(prompts))]
-
-    def _run_all(
-        self, waves: Sequence[Sequence[Search]], threads: int
-    ) -> list[list[Hypotheses | DeadlineExceeded | None]]:
-        """Waves side by side, which share torch's threads."""
-        lanes = min(threads, len(waves))
-        if lanes < 2:
-            return [self.run(wave) for wave in waves]
-        with self._lock:
-            if self._pool is None or self._lanes != (lanes, threads):
-                share = threads // lanes
-                self._pool = ThreadPoolExecutor(
-                    lanes, "lane", initializer=torch.set_num_threads, initargs=(share,)
-                )
-                self._lanes = lanes, threads
-            pool = self._pool
-        try:
-            return list(pool.map(self.run, waves))
-        finally:
-            torch.set_num_threads(threads)  # What lanes set for themselves, new threads inherit.
 
     @torch.inference_mode()
     def run(self, searches: Sequence[Search]) -> list[Hypotheses | DeadlineExceeded | None]:

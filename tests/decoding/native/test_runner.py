@@ -141,23 +141,6 @@ def test_a_wave_may_hold_tries_of_different_bases(decoder, make_trie):
         check_equal(found, stepwise_beam(decoder.oracle, trie, search.prompt, 5))
 
 
-def test_waves_side_by_side_give_the_same(decoder, make_trie):
-    trie, random = make_trie(12, 300), np.random.default_rng(12)
-    prompts = [random_prompt(random) for _ in range(11)]
-    runner = decoder.runner(trie)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = runner.search_batch(prompts, 20)
-        torch.set_num_threads(3)
-        together = runner.search_batch(prompts, 20) + runner.search_batch(prompts[:2], 20)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    for one, two in zip([*alone, *alone[:2]], together, strict=True):
-        np.testing.assert_allclose(one.scores, two.scores, atol=TOLERANCE)
-
-
 def test_equal_scores_come_in_sid_order(make_decoder, make_trie):
     trie = make_trie(0, 300)
     runner = make_decoder(scale=0.0).runner(trie)
