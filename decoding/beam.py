@@ -128,7 +128,7 @@ def grow_all(
         row, first_logits, slot = row + count, first_logits + count, slot + beam.width
     check_size(max(map(len, chosen)), codebook)
     slots = Slots.empty(len(chosen), slot)
-    arguments = (
+    arguments: tuple[Any, ...] = (
         np.array(table),
         *level_arrays(base, level),
         _joined([beam.nodes for beam in chosen]),
