@@ -13,7 +13,7 @@ Shapes: Q queries, W beams a query, rows = Q·W, C key heads, G heads of a key h
 # Triton's language is untyped; kernels are exempt from the type checker.
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
 # pyright: reportUnknownArgumentType=false, reportIndexIssue=false
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -33,13 +33,13 @@ PROGRAMS = 132
 
 class OwnPositions(NamedTuple):
     """Generated positions of the rows, the present one included: keys and values (S, rows, C, D)
-    of which the first `count` are there; ancestry int32 (S, rows): row of that step, absolute.
-    The last of the `count` is the row itself, its ancestry is not read."""
+    of which the first `steps` are there; ancestry int32 (S, rows): row of that step, absolute.
+    The last of the `steps` is the row itself, its ancestry is not read."""
 
     keys: Tensor
     values: Tensor
     ancestry: Tensor
-    count: int
+    steps: int
 
 
 class Tiles(NamedTuple):
@@ -119,7 +119,7 @@ def attend(
         rows,
         tile.splits,
         LOG2_E,
-        STEPS=generated.count,
+        STEPS=generated.steps,
         ROW_STRIDE=projected.stride(0),
         KEY_HEADS=key_heads,
         GROUP=group,

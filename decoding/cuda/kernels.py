@@ -11,7 +11,7 @@ reads or writes anything (programmatic dependent launch).
 # Triton's language is untyped; kernels are exempt from the type checker.
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
 # pyright: reportUnknownArgumentType=false, reportIndexIssue=false
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from functools import cache
@@ -141,7 +141,7 @@ def silu_multiply(gate_up: Tensor) -> Tensor:
 
 
 def _power(size: int) -> int:
-    return triton.next_power_of_2(size)
+    return 1 << (size - 1).bit_length()
 
 
 @triton.jit

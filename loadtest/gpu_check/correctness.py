@@ -27,7 +27,7 @@ from models.transformer import Qwen3Config
 LAYOUT = SidLayout((256, 256, 256))
 WORDS = 200
 TOLERANCE = 1e-3
-LEAST_OVERLAP = 0.97
+LEAST_OVERLAP = 0.95
 
 
 class Check(NamedTuple):

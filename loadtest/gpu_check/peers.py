@@ -26,7 +26,7 @@ def hugging_face_model(subject: Subject, dtype: torch.dtype, device: str) -> Any
     from transformers import Qwen3Config as HuggingFaceConfig
     from transformers import Qwen3ForCausalLM
 
-    raw = subject.config.to_json() | {"dtype": str(dtype).removeprefix("torch.")}
+    raw: dict[str, Any] = subject.config.to_json() | {"dtype": str(dtype).removeprefix("torch.")}
     with torch.device(device):
         model: Any = Qwen3ForCausalLM(HuggingFaceConfig(**raw))
     model = model.to(dtype).eval()

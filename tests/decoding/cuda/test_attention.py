@@ -15,8 +15,8 @@ def expected(projected, keys, values, lengths, own):
     for row in range(rows):
         owner, length = row // width, int(lengths[row // width])
         key, value = keys[owner, :, :length].double(), values[owner, :, :length].double()
-        for step in range(0 if own is None else own.count):
-            at = row if step == own.count - 1 else int(own.ancestry[step, row])
+        for step in range(0 if own is None else own.steps):
+            at = row if step == own.steps - 1 else int(own.ancestry[step, row])
             key = torch.cat((key, own.keys[step, at].double()[:, None]), 1)
             value = torch.cat((value, own.values[step, at].double()[:, None]), 1)
         key, value = (part.repeat_interleave(HEADS // KEY_HEADS, 0) for part in (key, value))
