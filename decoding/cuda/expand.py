@@ -49,12 +49,14 @@ _RANK_LIMIT = 4096
 _DIRECT_CANDIDATES = 2048
 _GROUPS_PER_QUERY = 16384
 _BINS = 1024
-_COLLECT_CHUNK = 64
+_COLLECT_CHUNK = 128
 _COLLECT_SLOTS = 16
 _COLLECT_WARPS = 4
 _RANK_CHUNK = 16
 _RANK_BLOCK = 256
 _RANK_WARPS = 4
+# More would leave programs of a wave waiting for others to end.
+_MOST_REGISTERS = 64
 # Numbers of the counters of a query.
 _GROUPS_LISTED = tl.constexpr(0)
 _CANDIDATES_LISTED = tl.constexpr(1)
@@ -400,6 +402,7 @@ class Expander:
                 PRIOR=prior is not None,
                 DEPENDENT=self._dependent,
                 num_warps=_COLLECT_WARPS,
+                maxnreg=_MOST_REGISTERS,
                 **options,
             )
         _rank_kernel[(self.queries * plan.rank_programs,)](
@@ -424,6 +427,7 @@ class Expander:
             LIMIT=max(_RANK_LIMIT, 2 * self.max_width),
             DEPENDENT=self._dependent,
             num_warps=_RANK_WARPS,
+            maxnreg=_MOST_REGISTERS,
             **options,
         )
         return step
@@ -470,17 +474,21 @@ def _allowed(address, child, asked):
 
 
 @triton.jit
-def _level_scores(child, asked, row_logits, normaliser, prior, codes, address, PRIOR: tl.constexpr):
-    """Which of the `asked` children are allowed, and their log-probabilities, -inf if not. All of
-    one shape, or broadcast to it."""
+def _codes_at(child, asked, codes, address):
+    """Which of the `asked` children are allowed, and their codes."""
     allowed = asked
     if address != 0:
         allowed = _allowed(address, child, asked)
-    code = tl.load(codes + child, mask=allowed, other=0).to(tl.int32)
+    return allowed, tl.load(codes + child, mask=allowed, other=0).to(tl.int32)
+
+
+@triton.jit
+def _level_scores(code, allowed, row_logits, normaliser, prior, PRIOR: tl.constexpr):
+    """Log-probabilities of codes, -inf where not allowed. All of one shape, or broadcast to it."""
     logit = tl.load(row_logits + code, mask=allowed, other=-float("inf")).to(tl.float32)
     if PRIOR:
         logit += tl.load(prior + code, mask=allowed, other=0.0)
-    return allowed, logit - normaliser
+    return logit - normaliser
 
 
 @triton.jit
@@ -571,6 +579,8 @@ def _score_children_kernel(
         first = tl.load(child_start + node, mask=live, other=0)
         end = tl.load(child_start + node + 1, mask=live, other=0)
     address = tl.load(filter_table + query * levels + level)
+    child = first[None, :] + tl.arange(0, TILE)[:, None]
+    allowed, code_of = _codes_at(child, child < end[None, :], codes, address)
     row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
     prior += query * CODES
 
@@ -592,11 +602,9 @@ def _score_children_kernel(
     rest = tl.maximum(tl.log(tl.where(live, total, 1.0)), 0.0)
     normaliser = tl.where(live, largest + rest, 0.0)
 
-    child = first[None, :] + tl.arange(0, TILE)[:, None]
-    allowed, level_score = _level_scores(
-        child, child < end[None, :], row_logits[None, :], normaliser[None, :], prior, codes,
-        address, PRIOR,
-    )  # fmt: skip
+    level_score = _level_scores(
+        code_of, allowed, row_logits[None, :], normaliser[None, :], prior, PRIOR
+    )
     found = score[None, :] + level_score
     _list_candidates(
         query, row, child, found, level_score, keys, key_rows, key_levels, found > -float("inf"),
@@ -616,8 +624,9 @@ def _score_children_kernel(
             one_logits += one_row[None, :].to(tl.int64) * row_stride
             for start in range(tl.sum(tl.where(picked, first, 0), axis=0) + TILE, last, WIDE):
                 more = start + tl.arange(0, WIDE)[:, None]
-                present, more_scores = _level_scores(
-                    more, more < last, one_logits, one_normaliser, prior, codes, address, PRIOR
+                present, more_codes = _codes_at(more, more < last, codes, address)
+                more_scores = _level_scores(
+                    more_codes, present, one_logits, one_normaliser, prior, PRIOR
                 )
                 sums = one_score + more_scores
                 _list_candidates(
@@ -677,34 +686,39 @@ def _score_groups_kernel(
     row = program // SPLITS % rows
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
+    # All loads that can be are on their way before the first is waited for.
     score = tl.load(scores + query * rows + row)
+    row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
+    prior += query * CODES
+    code = tl.arange(0, CODE_BLOCK)
+    logit = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
+    best = _best_of(scores, query, rows)
+    address = tl.load(filter_table + query * levels + level)
+    if ROOT:
+        first = 0
+        end = root_children
+    else:
+        node = tl.maximum(tl.load(nodes + query * rows + row), 0)
+        first = tl.load(child_start + node)
+        end = tl.load(child_start + node + 1)
     if score > -float("inf"):
-        if ROOT:
-            first = 0
-            end = root_children
-        else:
-            node = tl.load(nodes + query * rows + row)
-            first = tl.load(child_start + node)
-            end = tl.load(child_start + node + 1)
-        best = _best_of(scores, query, rows)
-        address = tl.load(filter_table + query * levels + level)
-        row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
-        prior += query * CODES
-
-        largest = -float("inf")
-        total = 0.0
-        for start in range(0, CODES, CODE_BLOCK):
-            code = start + tl.arange(0, CODE_BLOCK)
-            if CODES % CODE_BLOCK:
-                logit = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
-            else:
-                logit = tl.load(row_logits + code)
+        start = first + split * TILE
+        lane = tl.arange(0, STRIDE)
+        member = lane[:, None] + STRIDE * tl.arange(0, GROUP)[None, :]
+        allowed, codes_here = _codes_at(start + member, start + member < end, codes, address)
+        logit = logit.to(tl.float32)
+        if PRIOR:
+            logit += tl.load(prior + code, mask=code < CODES, other=0.0)
+        largest = tl.max(logit, axis=0)
+        total = tl.sum(tl.exp(logit - largest), axis=0)
+        for block in range(CODE_BLOCK, CODES, CODE_BLOCK):
+            code = block + tl.arange(0, CODE_BLOCK)
+            logit = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
             logit = logit.to(tl.float32)
             if PRIOR:
                 logit += tl.load(prior + code, mask=code < CODES, other=0.0)
             new = tl.maximum(largest, tl.max(logit, axis=0))
-            shift = tl.where(new > -float("inf"), new, 0.0)
-            total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logit - shift), axis=0)
+            total = total * tl.exp(largest - new) + tl.sum(tl.exp(logit - new), axis=0)
             largest = new
         # The sum holds exp(0), so no log-probability exceeds zero.
         normaliser = largest + tl.maximum(tl.log(total), 0.0)
@@ -714,12 +728,8 @@ def _score_groups_kernel(
             count = 0
         counter = counters + query * COUNTERS + _GROUPS_LISTED
         room = query.to(tl.int64) * group_room
-        lane = tl.arange(0, STRIDE)
-        for start in range(first + split * TILE, end, SPLITS * TILE):
-            child = start + lane[:, None] + STRIDE * tl.arange(0, GROUP)[None, :]
-            allowed, level_score = _level_scores(
-                child, child < end, row_logits, normaliser, prior, codes, address, PRIOR
-            )
+        while start < end:
+            level_score = _level_scores(codes_here, allowed, row_logits, normaliser, prior, PRIOR)
             if address != 0:
                 count += tl.sum(tl.sum(allowed.to(tl.int32), axis=1), axis=0)
             top = tl.max(score + level_score, axis=1)
@@ -731,11 +741,16 @@ def _score_groups_kernel(
             tl.store(group_bins + room + place, number, mask=flag)
             tl.store(group_children + room + place, start + lane, mask=flag)
             tl.store(group_rows + room + place, (row << _SIZE_BITS) | size, mask=flag)
+            start += SPLITS * TILE
+            if start < end:
+                allowed, codes_here = _codes_at(
+                    start + member, start + member < end, codes, address
+                )
         if SPLITS > 1 and address != 0 and split == 0:
             # The other programs of the row count their children for themselves only.
             count = 0
-            for start in range(first, end, TILE):
-                other = start + tl.arange(0, TILE)
+            for part in range(first, end, TILE):
+                other = part + tl.arange(0, TILE)
                 count += tl.sum(_allowed(address, other, other < end).to(tl.int32), axis=0)
         if split == 0:
             tl.store(row_branching + query * width + row, count)
@@ -817,8 +832,9 @@ def _collect_kernel(
             normaliser = tl.load(row_normaliser + query * width + row)
             row_logits = query_logits + row.to(tl.int64) * row_stride
             child = first[None, :] + STRIDE * member
-            _, level_score = _level_scores(
-                child, asked, row_logits[None, :], normaliser[None, :], prior, codes, address, PRIOR
+            allowed, code = _codes_at(child, asked, codes, address)
+            level_score = _level_scores(
+                code, allowed, row_logits[None, :], normaliser[None, :], prior, PRIOR
             )
             total = score[None, :] + level_score
             alive = (total > -float("inf")) & (_bin(best, total, BINS) <= bound)
