@@ -45,14 +45,16 @@ def print_tables(report: Report, console: Console) -> None:
 
 
 def write_report(name: str, report: Report, directory: Path) -> list[Path]:
-    """NAME.json and, where matplotlib is installed, NAME-WHAT.svg per table; the files written."""
+    """NAME.json and, where matplotlib is installed, one NAME-WHAT.svg per table (NAME.svg where
+    there is one table only); the files written."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{name}.json"
     file.write_text(as_json(report, indent=True) + "\n", encoding="utf-8")
     written = [file]
     if find_spec("matplotlib") is not None:
-        for what, rows in tables(report["rows"]).items():
-            plot = directory / f"{name}-{_slug(what)}.svg"
+        drawn = tables(report["rows"])
+        for what, rows in drawn.items():
+            plot = directory / (f"{name}-{_slug(what)}.svg" if len(drawn) > 1 else f"{name}.svg")
             _draw(what, rows, one_line(report["machine"]), plot)
             written.append(plot)
     return written

@@ -11,6 +11,7 @@ import multiprocessing
 import resource
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,8 @@ def _built_alone(build: Callable[..., tuple[Any, int]], size: int) -> tuple[int,
         file = Path(folder) / "input.npy"
         keys = random_keys(PUBLISHED_LAYOUT, size)
         np.save(file, keys if build is _build_ours else PUBLISHED_LAYOUT.unpack(keys))
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            return pool.apply(_measure_build, (build, file))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_measure_build, build, file).result()
 
 
 def _measure_build(build: Callable[..., tuple[Any, int]], file: Path) -> tuple[int, int]:
