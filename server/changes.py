@@ -225,8 +225,10 @@ def id_of(change: Change) -> str:
 def nothing_applied(rejected: Sequence[RejectedChange], field: str) -> Problem:
     """The 422 for a request without one change that could be applied."""
     places = [Place(f"body.{field}.{bad.index}", bad.reason) for bad in rejected]
-    detail = f"none of the {len(rejected)} changes could be applied; {places[0].place}: "
-    return Problem("no-valid-change", detail + places[0].problem, places=places)
+    detail = f"no change could be applied; {places[0].place}: {places[0].problem}"
+    if len(places) > 1:
+        detail += f" (and {len(places) - 1} more)"
+    return Problem("no-valid-change", detail, places=places)
 
 
 def _parted(given: Sequence[Change | Refused]) -> Batch:

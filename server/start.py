@@ -35,8 +35,6 @@ async def start_pipeline(
     torch.set_num_threads(threads)
     generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
     assert generation.runner is not None
-    if generation.catalogue is not None and generation.catalogue.note:
-        log.warning("change log mended", note=generation.catalogue.note)
     engine = NativeEngine(generation.runner, threads=threads)
     return Pipeline(
         Generations(generation),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENCODER_KINDS = "models.text_encoders"
 BATCH = 1_000
 SHOWN = 20
-IF_HELD = "While a server has it, send changes there: PUT, PATCH or DELETE /v1/items"
+IF_HELD = "A server takes them as PUT, PATCH or DELETE /v1/items"
 
 Snapshot = Annotated[Path, typer.Argument(help="Snapshot directory.")]
 Live = Annotated[

@@ -1,17 +1,22 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import server.generation
 from index.codec import Codec
 from index.errors import ArtifactError, ConfigError
+from index.live.catalogue import LiveCatalogue
+from index.live.changes import Delete
 from index.sid import SidLayout
 from server.generation import (
     Generation,
     Generations,
+    Runners,
     chosen_paths,
     read_champion,
     write_champion,
@@ -99,3 +104,42 @@ def test_weights_are_loaded_in_the_type_that_is_asked_for(tiny_pair: tuple[Path,
         assert runner is not None
         assert runner.weights.layers[0].qkv.dtype is getattr(torch, precision)
         assert runner.weights.level_output[0].dtype is torch.float32
+
+
+class FakeRunner:
+    """A runner on another device, as far as `Runners` looks at it."""
+
+    def __init__(self, weights: Any, trie: Any) -> None:
+        self.weights, self.trie, self.warm = weights, trie, 0
+
+    def warm_up(self) -> None:
+        self.warm += 1
+
+
+def test_on_a_gpu_each_base_trie_has_its_runner(
+    own_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server.generation, "make_runner", FakeRunner)
+    with LiveCatalogue.open(own_pair[0]) as catalogue:
+        before = catalogue.view
+        weights = SimpleNamespace(device=torch.device("cuda"))
+        first: Any = FakeRunner(weights, before.base.trie)
+        runners = Runners(first)
+        catalogue.on_merge = runners.rebase
+        catalogue.apply([Delete("i0")])
+        assert runners.of(catalogue.view) is first
+        after = catalogue.merge()
+        newest: Any = runners.newest
+        assert [newest.trie is after.base.trie, newest.warm] == [True, 1]
+        assert runners.of(after) is newest
+        assert runners.of(before) is first
+
+
+def test_on_a_cpu_one_runner_takes_them_all(own_pair: tuple[Path, Path]):
+    with LiveCatalogue.open(own_pair[0]) as catalogue:
+        runner = Generation.open(*own_pair).with_runner().runner
+        assert runner is not None
+        runners = Runners(runner)
+        catalogue.on_merge = runners.rebase
+        catalogue.apply([Delete("i0")])
+        assert runners.of(catalogue.merge()) is runners.newest is runner

@@ -164,7 +164,7 @@ def test_a_killed_server_has_lost_nothing_that_it_acknowledged(
 ):
     with serving(snapshot, tiny_pair[1]) as (process, client):
         assert main(["index", "remove", str(snapshot), "i1"]) == 2
-        assert "send changes there: PUT, PATCH or DELETE /v1/items" in capsys.readouterr().err
+        assert "A server takes them as PUT, PATCH or DELETE /v1/items" in capsys.readouterr().err
         assert (
             main(
                 [
