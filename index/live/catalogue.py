@@ -80,7 +80,7 @@ class LiveSettings:
     merge_log_bytes: int = 256 << 20
     """Merge when the log is larger than this."""
     merge_automatically: bool = True
-    publish_interval_s: float = 0.004
+    publish_interval_s: float = 0.008
     """A view is published at most this often; the first change after a pause does not wait."""
     max_batch_changes: int = 2_048
     max_waiting_changes: int = 100_000

@@ -5,8 +5,7 @@ copied and mended where rows changed: a row is judged anew, then its leaf, then 
 ancestors as far as something changes. Where too much changed it is evaluated anew.
 
 The conditions on fields that never change (brand, category, color, material) are kept apart from
-those on price and stock, and whole masks of base rows are kept for the values used last, so that
-other filters that name them are composed by OR and AND.
+those on price and stock: of a changed row only the latter are judged anew.
 """
 
 from __future__ import annotations

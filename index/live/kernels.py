@@ -31,3 +31,33 @@ def any_child(
                 found[run] = True
                 break
     return found
+
+
+@njit(cache=True, nogil=True)
+def child_with_code(
+    base: NDArray[np.uint32],
+    delta: NDArray[np.uint16],
+    shift: int,
+    codes: NDArray[Any],
+    parents: NDArray[np.int64],
+    wanted: NDArray[np.int32],
+) -> NDArray[np.int64]:
+    """The child of each parent that has the wanted code, int64; -1 where there is none.
+
+    `base`, `delta`, `shift`: compact starts of the parents' level; `codes` of the children's.
+    """
+    found = np.full(len(parents), -1, dtype=np.int64)
+    for row in range(len(parents)):
+        node = parents[row]
+        low = np.int64(base[node >> shift]) + delta[node]
+        end = np.int64(base[(node + 1) >> shift]) + delta[node + 1]
+        high = end
+        while low < high:
+            middle = (low + high) >> 1
+            if codes[middle] < wanted[row]:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and codes[low] == wanted[row]:
+            found[row] = low
+    return found

@@ -126,12 +126,12 @@ def _added(item: dict[str, Any]) -> AddedItem:
 def _checked(update: Update) -> Update:
     if not update.values:
         raise DataError("names nothing to change: give price, stock or popularity")
-    for name in update.values:
+    values: dict[str, float | None] = {}
+    for name, value in update.values.items():
         if name not in NUMBERS:
             raise DataError("cannot be updated; upsert the whole item", field=name)
-    return Update(
-        update.item_id, {name: checked_number(name, v) for name, v in update.values.items()}
-    )
+        values[name] = checked_number(name, value)
+    return Update(update.item_id, values)
 
 
 def _arrays(name: str, written: dict[int, float]) -> tuple[NDArray[np.int64], NDArray[Any]]:

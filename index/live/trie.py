@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
+from index.live.kernels import child_with_code
 from index.sid import SidLayout
 from index.trie import Nodes, Trie, TrieFilter
 
@@ -256,7 +257,14 @@ def match(base: Trie, keys: NDArray[np.uint64]) -> tuple[Nodes, Nodes]:
     wanted = base.layout.unpack(keys)
     active = np.arange(len(keys))
     for level in range(base.layout.levels):
-        found = base.child_with_code(level, node[active], wanted[active, level])
+        code = wanted[active, level]
+        if level:
+            starts = base.starts[level - 1]
+            found = child_with_code(
+                starts.base, starts.delta, starts.shift, base.codes[level], node[active], code
+            )
+        else:
+            found = base.child_with_code(0, node[active], code)
         active, found = active[found >= 0], found[found >= 0]
         node[active] = found
         depth[active] = level + 1
