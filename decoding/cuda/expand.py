@@ -50,13 +50,15 @@ _DIRECT_CANDIDATES = 2048
 _GROUPS_PER_QUERY = 16384
 _BINS = 1024
 _COLLECT_CHUNK = 128
-_COLLECT_SLOTS = 16
+_COLLECT_SLOTS = 8
 _COLLECT_WARPS = 4
 _RANK_CHUNK = 16
 _RANK_BLOCK = 256
 _RANK_WARPS = 4
 # More would leave programs of a wave waiting for others to end.
-_MOST_REGISTERS = 64
+_SCORE_REGISTERS = 128
+_COLLECT_REGISTERS = 64
+_RANK_REGISTERS = 96
 # Numbers of the counters of a query.
 _GROUPS_LISTED = tl.constexpr(0)
 _CANDIDATES_LISTED = tl.constexpr(1)
@@ -364,6 +366,7 @@ class Expander:
                 PRIOR=prior is not None,
                 DEPENDENT=self._dependent,
                 num_warps=plan.score_warps,
+                maxnreg=_SCORE_REGISTERS,
                 **options,
             )
         if not plan.direct:
@@ -394,7 +397,7 @@ class Expander:
                 self._keys.shape[1],
                 self._group_bins.shape[1],
                 CHUNK=_COLLECT_CHUNK,
-                SLOTS=_COLLECT_SLOTS,
+                SLOTS=_COLLECT_SLOTS if plan.group > 4 else 32,
                 GROUP=plan.group,
                 STRIDE=plan.tile // plan.group,
                 BINS=_BINS,
@@ -402,7 +405,7 @@ class Expander:
                 PRIOR=prior is not None,
                 DEPENDENT=self._dependent,
                 num_warps=_COLLECT_WARPS,
-                maxnreg=_MOST_REGISTERS,
+                maxnreg=_COLLECT_REGISTERS,
                 **options,
             )
         _rank_kernel[(self.queries * plan.rank_programs,)](
@@ -427,7 +430,7 @@ class Expander:
             LIMIT=max(_RANK_LIMIT, 2 * self.max_width),
             DEPENDENT=self._dependent,
             num_warps=_RANK_WARPS,
-            maxnreg=_MOST_REGISTERS,
+            maxnreg=_RANK_REGISTERS,
             **options,
         )
         return step
@@ -691,7 +694,7 @@ def _score_groups_kernel(
     row_logits = logits + query.to(tl.int64) * query_stride + row.to(tl.int64) * row_stride
     prior += query * CODES
     code = tl.arange(0, CODE_BLOCK)
-    logit = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
+    loaded = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
     best = _best_of(scores, query, rows)
     address = tl.load(filter_table + query * levels + level)
     if ROOT:
@@ -706,17 +709,17 @@ def _score_groups_kernel(
         lane = tl.arange(0, STRIDE)
         member = lane[:, None] + STRIDE * tl.arange(0, GROUP)[None, :]
         allowed, codes_here = _codes_at(start + member, start + member < end, codes, address)
-        logit = logit.to(tl.float32)
+        logit = loaded.to(tl.float32)
         if PRIOR:
             logit += tl.load(prior + code, mask=code < CODES, other=0.0)
         largest = tl.max(logit, axis=0)
         total = tl.sum(tl.exp(logit - largest), axis=0)
         for block in range(CODE_BLOCK, CODES, CODE_BLOCK):
-            code = block + tl.arange(0, CODE_BLOCK)
-            logit = tl.load(row_logits + code, mask=code < CODES, other=-float("inf"))
-            logit = logit.to(tl.float32)
+            later = block + code
+            more = tl.load(row_logits + later, mask=later < CODES, other=-float("inf"))
+            logit = more.to(tl.float32)
             if PRIOR:
-                logit += tl.load(prior + code, mask=code < CODES, other=0.0)
+                logit += tl.load(prior + later, mask=later < CODES, other=0.0)
             new = tl.maximum(largest, tl.max(logit, axis=0))
             total = total * tl.exp(largest - new) + tl.sum(tl.exp(logit - new), axis=0)
             largest = new
@@ -920,7 +923,7 @@ def _rank_kernel(
         tl.store(counter + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], tl.int32))
     least = tl.zeros([1], dtype=tl.uint64)
     if listed > LIMIT:
-        least = _kth_largest(keys, listed, kept, 2048)
+        least = _kth_largest(keys, listed, kept, 512)
     for start in range(part * CHUNK, listed, programs * CHUNK):
         place = start + tl.arange(0, CHUNK)
         key = tl.load(keys + place, mask=place < listed, other=0)
