@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 BUDGET_S = 540.0
+_SHOWN = ("p99", "floor", "over_floor", "p99_over_p50", "capture_ms", "peers", "answers")
 
 
 def main() -> int:
@@ -28,24 +29,22 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a CUDA device and torch for CUDA; torch sees none", file=sys.stderr)
         return 2
-    from loadtest.gpu_check.machine import short_name
-
-    report = Report(arguments.only, arguments.budget_s)
+    report = Report(arguments.out, arguments.only, arguments.budget_s)
     report.run(arguments.commit)
-    name = short_name(report.machine["card"])
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{name}.json"
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-    report.print()
-    print(f"written: {path}")
+    print(f"{'passed' if report.passed else 'FAILED'}, written: {report.path}")
     return 0 if report.passed else 1
 
 
 class Report:
-    """Runs everything; a part that fails does not stop the others."""
+    """Runs everything, writing what is known after each part: one that fails does not stop the
+    others, and one that takes the process with it does not lose them."""
 
-    def __init__(self, only: list[str], budget_s: float) -> None:
-        self.machine: dict[str, Any] = {}
+    def __init__(self, directory: Path, only: list[str], budget_s: float) -> None:
+        from loadtest.gpu_check.machine import describe_card, short_name
+
+        self.machine: dict[str, Any] = describe_card()
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / f"{short_name(self.machine['card'])}.json"
         self._only, self._budget_s = set(only), budget_s
         self._started = time.monotonic()
         self._checks: list[dict[str, Any]] = []
@@ -60,22 +59,24 @@ class Report:
     def run(self, commit: str) -> None:
         from loadtest.bench.machine import describe_machine
         from loadtest.gpu_check.correctness import checks
-        from loadtest.gpu_check.machine import describe_card, measure_ceilings
+        from loadtest.gpu_check.machine import measure_ceilings
         from loadtest.gpu_check.timing import measurements
 
         torch.backends.cuda.matmul.allow_tf32 = False
         ceilings = measure_ceilings()
         host = describe_machine()
-        self.machine = describe_card() | {
+        self.machine |= {
             "host": host["cpu"],
             "commit": commit or host["commit"],
             "bf16_product_tflops": round(ceilings.operations / 1e12, 1),
             "copy_tb_per_s": round(ceilings.bandwidth / 1e12, 3),
         }
+        print(json.dumps(self.machine), flush=True)
         for check in checks():
-            self._part(check.__name__, lambda check=check: self._checks.append(_plain(check())))
+            self._part(check.__name__, lambda check=check: self._add_check(check()))
         for measure in measurements(ceilings):
-            self._part(measure.__name__, lambda measure=measure: self._rows.extend(measure()))
+            self._part(measure.__name__, lambda measure=measure: self._add_rows(measure()))
+        self._write()
 
     def _part(self, name: str, work: Callable[[], Any]) -> None:
         if self._only and name not in self._only:
@@ -88,7 +89,25 @@ class Report:
             work()
         except Exception:  # noqa: BLE001  one failure must not lose the rest
             self._failures[name] = traceback.format_exc(limit=-6)
+            print(f"FAILED {name}\n{self._failures[name]}")
         print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+        self._write()
+
+    def _add_check(self, check: Any) -> None:
+        passed = bool(check.passed)
+        self._checks.append({"name": check.name, "passed": passed, "detail": check.detail})
+        print("ok  " if passed else "BAD ", check.name, check.detail)
+
+    def _add_rows(self, rows: list[dict[str, Any]]) -> None:
+        self._rows.extend(rows)
+        for one in rows:
+            setting = " ".join(f"{key} {value}" for key, value in one["setting"].items())
+            extra = {key: one[key] for key in _SHOWN if one.get(key)}
+            print(f"{one['what']}: {setting}: {one['ours']} {one['unit']} {extra}")
+
+    def _write(self) -> None:
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        self.path.write_text(text, encoding="utf-8")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,25 +119,6 @@ class Report:
             "failures": self._failures,
             "skipped": self._skipped,
         }
-
-    def print(self) -> None:
-        for name, text in self._failures.items():
-            print(f"FAILED {name}\n{text}")
-        print(json.dumps(self.machine))
-        for check in self._checks:
-            print("ok  " if check["passed"] else "BAD ", check["name"], check["detail"])
-        for one in self._rows:
-            setting = " ".join(f"{key} {value}" for key, value in one["setting"].items())
-            extra = {
-                key: one[key]
-                for key in ("p99", "floor", "over_floor", "capture_ms", "peers", "answers")
-                if one.get(key)
-            }
-            print(f"{one['what']}: {setting}: {one['ours']} {one['unit']} {extra}")
-
-
-def _plain(check: Any) -> dict[str, Any]:
-    return {"name": check.name, "passed": bool(check.passed), "detail": check.detail}
 
 
 if __name__ == "__main__":

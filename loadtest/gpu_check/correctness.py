@@ -185,6 +185,7 @@ def no_wait_inside(bench: Bench) -> Check:
     runner, bucket = bench.narrow, Bucket(2, 64, 128)
     decoder, layout, device = runner.decoder, LAYOUT, runner.weights.device
     inputs = Inputs(bucket, layout.level_sizes, device)
+    inputs.write([random_prompt(np.random.default_rng(8), 100)] * 2, [64, 30], [])
     trace = Trace(bucket.queries, bucket.width, layout.levels, device)
     expander = runner.expander(bucket)
     with torch.inference_mode():

@@ -37,7 +37,7 @@ def describe_card() -> dict[str, Any]:
 
 def short_name(card: str) -> str:
     """ "NVIDIA H100 80GB HBM3" → "h100"."""
-    found = re.search(r"\b[A-Z]{1,2}\d{2,4}\w*|\bRTX \w+", card)
+    found = re.search(r"\b[A-Z]{1,2}\d{1,4}\w*|\bRTX \w+", card)
     return (found.group() if found else card).lower().replace(" ", "_")
 
 
