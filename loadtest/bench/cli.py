@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,10 +49,10 @@ def bench(
         str | None, typer.Option(help="Only this part; 'list' names the parts.")
     ] = None,
     snapshot: Annotated[
-        Path | None, typer.Option(help="Snapshot for `engine`, with --checkpoint.")
+        Path | None, typer.Option(help="Snapshot for engine and overload, with --checkpoint.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint for `engine`, with --snapshot.")
+        Path | None, typer.Option(help="Checkpoint for engine and overload, with --snapshot.")
     ] = None,
 ) -> None:
     """Measure against peers in interleaved rounds; a ratio above 1 is in our favour."""
@@ -97,8 +98,8 @@ def _chosen(
     if (snapshot is None) != (checkpoint is None):
         raise ConfigError("--snapshot and --checkpoint go together")
     if snapshot is not None:
-        if name != "engine" or table is not None:
-            raise ConfigError("--snapshot and --checkpoint belong to `bench engine` as a whole")
+        if "snapshot" not in signature(module.rows).parameters or table is not None:
+            raise ConfigError("--snapshot and --checkpoint are for all of `bench engine|overload`")
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:
         return module.rows

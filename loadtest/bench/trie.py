@@ -111,7 +111,9 @@ def filter_rows(quick: bool, sizes: tuple[int, ...] = ()) -> list[Row]:
                 continue
             contenders: dict[str, Callable[[], Any]] = {
                 OURS: lambda trie=trie, mask=mask: trie.filter(mask),
-                padded.NAME: lambda kept=codes[mask]: PaddedScheme.build(PUBLISHED_LAYOUT, kept),
+                padded.NAME: lambda codes=codes, mask=mask: PaddedScheme.build(
+                    PUBLISHED_LAYOUT, codes[mask]
+                ),
             }
             times = race(contenders, rounds=5, budget_s=3.0)
             setting = {"sids": size, "kept": f"{share:.2%}"}

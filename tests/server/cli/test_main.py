@@ -48,7 +48,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["bench", "trie", "--nope"], "--nope"),
         (["bench", "trie", "--table", "nope"], "`bench trie` has no table 'nope'"),
         (["bench", "trie", "--snapshot", "x"], "--snapshot and --checkpoint go together"),
-        (["bench", "trie", "--snapshot", "x", "--checkpoint", "y"], "belong to `bench engine`"),
+        (["bench", "trie", "--snapshot", "x", "--checkpoint", "y"], "are for all of `bench engine"),
         (["doctor", "extra"], "extra"),
     ],
 )
