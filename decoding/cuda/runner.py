@@ -1,8 +1,8 @@
 """Runs waves on a CUDA device: the same searches and results as decoding/native/runner.py.
 
 A wave is cut into parts of like shape; each part is one replay of its bucket's CUDA graph, captured
-when the bucket is first used. Searches in a trie with added SIDs take a slower exact path, where
-the host chooses each level.
+when the bucket is first used. Searches in another trie than the runner's own, such as one with
+added SIDs, take a slower exact path, where the host chooses each level.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class CudaRunner:
         caller's business.
         """
         results: list[Outcome] = [None] * len(searches)
-        plain = [row for row, search in enumerate(searches) if not _has_added(search.trie)]
-        changed = [row for row, search in enumerate(searches) if _has_added(search.trie)]
+        plain = [row for row, search in enumerate(searches) if self._on_device(search.trie)]
+        changed = [row for row, search in enumerate(searches) if not self._on_device(search.trie)]
         for on_host, chosen in ((False, plain), (True, changed)):
             if not chosen:
                 continue
@@ -151,6 +151,12 @@ class CudaRunner:
             self.trie.layout.levels - 1,
             self.weights.shape.max_positions,
         )
+
+    def _on_device(self, trie: AnyTrie | None) -> bool:
+        """Whether the device's trie has the SIDs of this one, no more and no fewer."""
+        if isinstance(trie, LiveTrie):
+            return trie.base is self.trie and not len(trie.added_keys)
+        return trie is None or trie is self.trie
 
     def _width(self, search: Search) -> int:
         """No beam is wider than there are SIDs."""
@@ -216,7 +222,10 @@ class CudaRunner:
     def _decode_on_host(self, searches: Sequence[Search], bucket: Bucket) -> list[Hypotheses]:
         device, layout = self.weights.device, self.trie.layout
         beams = [
-            Beam(search.trie or self.trie, search.beam_width, search.filter) for search in searches
+            Beam(
+                self.trie if search.trie is None else search.trie, search.beam_width, search.filter
+            )
+            for search in searches
         ]
         inputs = Inputs(bucket, layout.level_sizes, device)
         widths = [self._width(search) for search in searches]
@@ -229,10 +238,6 @@ class CudaRunner:
             HostExpander(beams, bucket.queries, bucket.width, device),
         )
         return [beam.hypotheses() for beam in beams]
-
-
-def _has_added(trie: AnyTrie | None) -> bool:
-    return isinstance(trie, LiveTrie) and len(trie.added_keys) > 0
 
 
 def _hypotheses(table: NDArray[np.int32], width: int, beam_width: int) -> Hypotheses:

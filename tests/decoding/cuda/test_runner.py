@@ -39,7 +39,7 @@ def prompt(seed: int, length: int, *, prior: bool = False) -> Prompt:
     return Prompt(random.integers(0, 40, length).astype(np.int32), table)
 
 
-def test_a_wave_of_mixed_searches_equals_the_cpu_runner(runner, decoder):
+def test_a_wave_of_mixed_searches_equals_the_cpu_runner(runner, decoder, make_trie):
     trie = runner.trie
     random = np.random.default_rng(0)
     filters = [None, *(trie.filter(random.random(trie.n_leaves) < share) for share in (0.2, 0.0))]
@@ -49,6 +49,7 @@ def test_a_wave_of_mixed_searches_equals_the_cpu_runner(runner, decoder):
         Search(prompt(1, 9, prior=True), 7, filters[1]),
         Search(prompt(2, 1), 4, filters[2]),
         Search(prompt(3, 2), 5, trie=live),
+        Search(prompt(3, 2), 5, trie=make_trie(1, 50)),
     ]
     found = runner.run(searches)
     for one, other in zip(found, Runner(decoder.weights, trie).run(searches), strict=True):
