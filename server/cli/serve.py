@@ -130,10 +130,9 @@ async def _serve(
 
     started = time.monotonic()
     metrics, log = Metrics(), make_logger(settings.log_level)
-    # First of all: opening a catalogue may have something to tell.
-    forward_standard_logging(log)
     pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log)
     app = create_app(pipeline, settings, metrics=metrics, log=log)
+    forward_standard_logging(log)
     serving = asdict(pipeline.serving())
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
