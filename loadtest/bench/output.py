@@ -94,8 +94,8 @@ def _draw(what: str, rows: Sequence[Row], caption: str, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    # The same rows give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "onesearch"
+    # The same rows give the same file, and text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "onesearch", "svg.fonttype": "none"})
     from matplotlib.figure import Figure
 
     axis = _axis_of(rows)
