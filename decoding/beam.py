@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from decoding.children import NO_PRIOR
 from decoding.engine import Hypotheses
 from decoding.expand import (
     Slots,
@@ -22,7 +23,8 @@ from decoding.expand import (
     check_size,
     level_arrays,
 )
-from decoding.selection import NO_PRIOR, Floats, grow_beams
+from decoding.selection import grow_beams
+from decoding.softmax import Floats
 from index.errors import ConfigError
 from index.live.trie import AnyTrie
 from index.trie import Nodes, TrieFilter

@@ -16,11 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decoding.selection import (
-    NO_PRIOR,
-    Floats,
-    grow_beams,
-)
+from decoding.children import NO_PRIOR
+from decoding.selection import grow_beams
+from decoding.softmax import Floats
 from index.errors import ConfigError
 from index.live.trie import AnyTrie, LiveTrie
 from index.trie import Codes, Nodes, Trie
