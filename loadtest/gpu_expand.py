@@ -86,6 +86,7 @@ def disagreements(
     device: torch.device | str,
     reshape: Callable[[LevelPlan], LevelPlan] | None = None,
     passes: int = 2,
+    dependent_launch: bool = False,
 ) -> list[str]:
     """Decodes all levels and compares each query's choice with the reference; [] when all agree.
 
@@ -98,7 +99,15 @@ def disagreements(
     device_trie = DeviceTrie.from_trie(case.trie, device)
     chosen = Expander(device_trie, queries, width, sizes, device).plans
     plans = [reshape(plan) for plan in chosen] if reshape else chosen
-    expander = Expander(device_trie, queries, width, sizes, device, plans=plans)
+    expander = Expander(
+        device_trie,
+        queries,
+        width,
+        sizes,
+        device,
+        plans=plans,
+        dependent_launch=dependent_launch,
+    )
     maps = [
         [bitmap(bits, device) for bits in filter.bits] if filter else None for filter in filters
     ]
@@ -195,8 +204,13 @@ def check(device: torch.device | str = "cuda", scale: int = 4096) -> list[dict[s
         rows.append(_checked({"trie": name, "plan": "as chosen"}, case, device, _as_chosen))
         ties = Case(trie, widths, (0.02, None, 1.0, None), 1)
         rows.append(_checked({"trie": name, "plan": "groups, ties"}, ties, device, _through_groups))
-    ties = Case(random_trie((scale, 256), 64 * scale, 3), (512, 100), (None, 0.5), 1e-6)
+    large = random_trie((scale, 256), 64 * scale, 3)
+    ties = Case(large, (512, 100), (None, 0.5), 1e-6)
     rows.append(_checked({"trie": "random", "plan": "all equal"}, ties, device, _as_chosen))
+    if torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
+        case = Case(large, (512, 100, 512), (None, 0.5, 0.01), None, False, torch.bfloat16)
+        setting = {"trie": "random", "plan": "dependent launches"}
+        rows.append(_checked(setting, case, device, _as_chosen, True))
     return rows
 
 
@@ -216,8 +230,9 @@ def _checked(
     case: Case,
     device: torch.device | str,
     reshape: Callable[[LevelPlan], LevelPlan],
+    dependent_launch: bool = False,
 ) -> dict[str, Any]:
-    trouble = disagreements(case, device, reshape)
+    trouble = disagreements(case, device, reshape, dependent_launch=dependent_launch)
     return {
         "what": "expansion against the reference",
         "setting": setting | ({"first": trouble[0]} if trouble else {}),
@@ -250,7 +265,9 @@ SETTINGS = (
 )
 
 
-def measure(settings: Sequence[Setting] = SETTINGS, peers: bool = True) -> list[dict[str, Any]]:
+def measure(
+    settings: Sequence[Setting] = SETTINGS, peers: bool = True, dependent_launch: bool = False
+) -> list[dict[str, Any]]:
     """One row per setting and level: microseconds per step inside a CUDA graph, medians."""
     rows: list[dict[str, Any]] = []
     tries: dict[tuple[Any, ...], Trie] = {}
@@ -258,16 +275,20 @@ def measure(settings: Sequence[Setting] = SETTINGS, peers: bool = True) -> list[
         key = (setting.sizes, setting.sids)
         if key not in tries:
             tries = {key: random_trie(*key, seed=0)}
-        rows += _measure_levels(setting, tries[key], peers)
+        rows += _measure_levels(setting, tries[key], peers, dependent_launch)
     return rows
 
 
-def _measure_levels(setting: Setting, trie: Trie, peers: bool) -> list[dict[str, Any]]:
+def _measure_levels(
+    setting: Setting, trie: Trie, peers: bool, dependent_launch: bool
+) -> list[dict[str, Any]]:
     queries, width = setting.queries, setting.width
     device = torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
     device_trie = DeviceTrie.from_trie(trie, device)
-    expander = Expander(device_trie, queries, width, setting.sizes, device)
+    expander = Expander(
+        device_trie, queries, width, setting.sizes, device, dependent_launch=dependent_launch
+    )
     table = torch.zeros((queries, len(setting.sizes)), dtype=torch.int64, device=device)
     widths = torch.full((queries,), width, dtype=torch.int32, device=device)
     nodes = torch.zeros((queries, 1), dtype=torch.int32, device=device)
