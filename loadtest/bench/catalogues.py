@@ -13,6 +13,7 @@ PUBLISHED_LAYOUT = SidLayout((4096, 1024, 512, 256, 256))
 Law = Literal["uniform", "zipf"]
 _SURPLUS = 1.02
 _MOST_DRAWS = 64
+_LEAST_FRESH = 0.1
 
 
 def random_keys(
@@ -25,12 +26,15 @@ def random_keys(
     """
     random = np.random.default_rng(seed)
     keys = np.zeros(0, dtype=np.uint64)
+    fresh_share = 1.0
     for _ in range(_MOST_DRAWS):
         missing = count - len(keys)
         if missing <= 0:
             break
-        drawn = _draw(layout, int(missing * _SURPLUS) + 16, law, random)
-        keys = np.unique(np.concatenate((keys, drawn)))
+        drawn = _draw(layout, int(missing / fresh_share * _SURPLUS) + 16, law, random)
+        before, keys = len(keys), np.unique(np.concatenate((keys, drawn)))
+        # The next draw repeats at least as much; never ask for much more than is missing.
+        fresh_share = max((len(keys) - before) / len(drawn), _LEAST_FRESH)
     assert len(keys) >= count, f"{layout.level_sizes} is too small for {count} SIDs"
     surplus = random.choice(len(keys), len(keys) - count, replace=False)
     return np.delete(keys, surplus)
