@@ -204,12 +204,14 @@ def check(device: torch.device | str = "cuda", scale: int = 4096) -> list[dict[s
         rows.append(_checked({"trie": name, "plan": "as chosen"}, case, device, _as_chosen))
         ties = Case(trie, widths, (0.02, None, 1.0, None), 1)
         rows.append(_checked({"trie": name, "plan": "groups, ties"}, ties, device, _through_groups))
-    large = random_trie((scale, 256), 64 * scale, 3)
+    # Hundreds of children a row: groups of 32 at full scale.
+    large = random_trie((scale // 8, scale // 4), 100 * scale, 3)
     ties = Case(large, (512, 100), (None, 0.5), 1e-6)
-    rows.append(_checked({"trie": "random", "plan": "all equal"}, ties, device, _as_chosen))
+    rows.append(_checked({"trie": "large", "plan": "all equal"}, ties, device, _as_chosen))
+    case = Case(large, (512, 100, 512), (None, 0.5, 0.01), None, False, torch.bfloat16)
+    rows.append(_checked({"trie": "large", "plan": "as chosen"}, case, device, _as_chosen))
     if torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
-        case = Case(large, (512, 100, 512), (None, 0.5, 0.01), None, False, torch.bfloat16)
-        setting = {"trie": "random", "plan": "dependent launches"}
+        setting = {"trie": "large", "plan": "dependent launches"}
         rows.append(_checked(setting, case, device, _as_chosen, True))
     return rows
 
