@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from decoding.softmax import Floats
+from decoding.softmax import BLOCK, Floats
 from index.trie import Codes, Nodes
 
 # Columns of the table of beams, one int64 row per beam.
@@ -23,6 +23,8 @@ FIRST_ROW, ROWS, FIRST_LOGITS, PRIOR, WIDTH, FIRST_SLOT, BITS = range(7)
 ADDED, ADDED_PARENTS, ADDED_STARTS, ADDED_CODES = range(7, 11)
 NO_PRIOR = -1
 
+# Bits of fewer nodes are read one by one: they seldom lie across two lines of memory.
+_FEW = 8
 _INT32 = ir.IntType(32)
 
 
@@ -80,6 +82,20 @@ def set_bits(_typing: Any, word: Any) -> Any:
 
 
 @intrinsic
+def _block_set(_typing: Any, address: Any) -> Any:
+    """One bit for each of the bytes of the block at an address: whether it is not zero."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        block = ir.VectorType(ir.IntType(8), BLOCK)
+        found = builder.load(builder.inttoptr(arguments[0], block.as_pointer()), align=1)
+        return builder.bitcast(
+            builder.icmp_unsigned("!=", found, ir.Constant(block, None)), ir.IntType(BLOCK)
+        )
+
+    return types.uint64(address), generate
+
+
+@intrinsic
 def _prefetch(_typing: Any, address: Any) -> Any:
     """Asks for the memory at an address, which may be any, without waiting for it."""
 
@@ -129,21 +145,40 @@ def added_run(table: Nodes, node: int) -> tuple[int, int]:
 
 
 @njit(nogil=True)
-def allowed_of(table: Nodes) -> NDArray[np.uint8]:
-    """The filter's bits over the nodes of the level; of no length without a filter."""
-    if table[BITS]:
-        return carray(pointer(table[BITS]), (1 << 62,), dtype=np.uint8)
-    return np.empty(0, dtype=np.uint8)
+def allowed_of(table: Nodes, n_base: int) -> NDArray[np.uint8]:
+    """The filter's bits over the nodes of the level, of which `n_base` are the base's; of no length
+    without a filter."""
+    if not table[BITS]:
+        return np.empty(0, dtype=np.uint8)
+    count = n_base
+    if table[ADDED]:
+        starts = carray(pointer(table[ADDED_STARTS]), (table[ADDED] + 1,), dtype=np.int64)
+        count += starts[table[ADDED]]
+    return carray(pointer(table[BITS]), (count,), dtype=np.uint8)
+
+
+@njit(nogil=True, inline="always")
+def block_allowed(allowed: NDArray[np.uint8], first: int, end: int) -> np.uint64:
+    """One bit for each of the nodes [first, end), at most BLOCK: whether it is allowed."""
+    count = end - first
+    word = np.uint64(0)
+    if count < _FEW or first + BLOCK > len(allowed):
+        for place in range(count):
+            word |= np.uint64(allowed[np.uint64(first + place)]) << np.uint64(place)
+        return word
+    word = _block_set(allowed.ctypes.data + first)
+    return word & (~np.uint64(0) >> np.uint64(BLOCK - count))
 
 
 @njit(nogil=True)
 def count_allowed(allowed: NDArray[np.uint8], first: int, end: int) -> int:
+    """How many of the nodes [first, end) are allowed; all without a filter."""
     if not len(allowed):
         return end - first
-    count = 0
-    for node in range(first, end):
-        count += allowed[node]
-    return count
+    count = np.uint64(0)
+    for block in range(first, end, BLOCK):
+        count += set_bits(block_allowed(allowed, block, min(end, block + BLOCK)))
+    return np.int64(count)
 
 
 @njit(nogil=True)
@@ -163,7 +198,15 @@ def find_children(table: Nodes, level: LevelArrays, rows: Rows) -> None:
             firsts[row] = first
             ends[row] = np.int64(base[(node + 1) >> shift]) + np.int64(delta[node + 1])
             _prefetch(codes + first * code_size)
-            if table[BITS]:
+            # An only child needs no bit.
+            if table[BITS] and ends[row] > first + 1:
                 _prefetch(table[BITS] + first)
         else:
             firsts[row] = ends[row] = 0
+
+
+@njit(nogil=True)
+def only_child_allowed(table: Nodes, shift: int) -> bool:
+    """Whether a child without siblings needs no look at the filter: its parent is allowed. The
+    root may not be, and siblings may have been added."""
+    return shift >= 0 and not table[ADDED]

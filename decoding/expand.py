@@ -60,9 +60,10 @@ def expand(
 
     `nodes` int64 (rows,): distinct nodes of level - 1 (for level 0 one row, the root, any number).
     `scores` float32 (rows,). `logits` float32 (rows, K_level) and `prior` (K_level,), which is
-    added to them. `bits`: the filter's bool per node of `level`, None for all. `order` int64
-    (rows,): the rank of each row's SID among the rows; only with added nodes among them do node
-    numbers not tell. Fastest when rows come best first.
+    added to them. `bits`: the filter's bool per node of `level`, None for all; as every row leads
+    to an allowed leaf, an only child is not looked up. `order` int64 (rows,): the rank of each
+    row's SID among the rows; only with added nodes among them do node numbers not tell. Fastest
+    when rows come best first.
     """
     return _expand(trie, level, nodes, scores, logits, prior, bits, beam_width, order, False)
 

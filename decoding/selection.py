@@ -26,7 +26,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import carray, njit
@@ -59,9 +59,11 @@ from decoding.children import (
     Rows,
     added_run,
     allowed_of,
+    block_allowed,
     count_allowed,
     find_children,
     find_code,
+    only_child_allowed,
     pointer,
     set_bits,
     trailing_zeros,
@@ -167,6 +169,7 @@ def _scan(
     codes: Codes,
     first: int,
     end: int,
+    filtered: bool,
     allowed: NDArray[np.uint8],
     first_allowed: int,
     buffer: NDArray[np.uint64],
@@ -174,17 +177,32 @@ def _scan(
     bound: np.uint64,
     width: int,
 ) -> tuple[int, np.uint64]:
-    """Considers the children codes[first:end]; the filter's bit of codes[i] is
+    """Considers the children codes[first:end]; if `filtered`, codes[i] is legal where
     allowed[first_allowed + i]."""
-    filtered = len(allowed) > 0
     threshold = _threshold(row, bound)
+    if filtered:
+        for block in range(first, end, BLOCK):
+            word = block_allowed(
+                allowed, first_allowed + block, first_allowed + min(end, block + BLOCK)
+            )
+            while word:
+                code = codes[np.uint64(block) + trailing_zeros(word)]
+                word &= word - np.uint64(1)
+                value = row.values[code]
+                if not value >= threshold:
+                    continue
+                total = row.score + ((value - row.maximum) - row.log_sum)
+                key = (worse(total) << np.uint64(32)) | row.tie | np.uint64(code)
+                # -inf and NaN are dead.
+                if total >= LOWEST and key < bound:
+                    count, bound = keep(buffer, count, bound, width, key)
+                    threshold = _threshold(row, bound)
+        return count, bound
     # Unsigned, since else each index is checked for counting from the end.
     for position in range(np.uint64(first), np.uint64(end)):
         code = codes[position]
         value = row.values[code]
         if not value >= threshold:
-            continue
-        if filtered and not allowed[np.uint64(first_allowed) + position]:
             continue
         total = row.score + ((value - row.maximum) - row.log_sum)
         key = (worse(total) << np.uint64(32)) | row.tie | np.uint64(code)
@@ -261,7 +279,9 @@ def _select(
     codebook = logits.shape[1]
     code_bits = bits_of_code(codebook)
     width = table[WIDTH]
-    allowed = allowed_of(table)
+    n_base = len(level.codes)
+    allowed = allowed_of(table, n_base)
+    filtered, only_allowed = len(allowed) > 0, only_child_allowed(table, level.shift)
     own = uncounted(scratch.values)
     blocks, marks = uncounted(scratch.blocks), uncounted(scratch.marks)
     buffer = uncounted(scratch.keys)[: buffer_size(width)]
@@ -287,7 +307,10 @@ def _select(
             for code in range(codebook):
                 own[code] = values[code] + prior[code]
             values = own
-        many = bound != WORST and end - first > _MANY_CHILDREN
+        possible = end - first
+        if filtered and possible > _MANY_CHILDREN:
+            possible = count_allowed(allowed, first, end)
+        many = bound != WORST and possible > _MANY_CHILDREN
         maximum, log_sum = np.float32(0.0), np.float32(0.0)
         if not normalised or many:
             largest = block_maxima(values, blocks)
@@ -299,17 +322,38 @@ def _select(
         maxima[row], log_sums[row] = maximum, log_sum
         tie = np.uint64(ranks[row]) << np.uint64(code_bits)
         one = Row(values, score, maximum, log_sum, tie)
-        if many and _FIND_COST * _mark(one, bound, blocks, marks) < end - first:
+        if many and _FIND_COST * _mark(one, bound, blocks, marks) < possible:
             count, bound = _search(
                 one, marks, codes, first, end, allowed, buffer, count, bound, width
             )
         else:
-            count, bound = _scan(one, codes, first, end, allowed, 0, buffer, count, bound, width)
+            count, bound = _scan(
+                one,
+                codes,
+                first,
+                end,
+                filtered and not (only_allowed and end == first + 1),
+                allowed,
+                0,
+                buffer,
+                count,
+                bound,
+                width,
+            )
         if first_added < end_added:
             added = carray(pointer(table[ADDED_CODES]), (end_added,), dtype=np.uint16)
-            n_base = len(codes)
             count, bound = _scan(
-                one, added, first_added, end_added, allowed, n_base, buffer, count, bound, width
+                one,
+                added,
+                first_added,
+                end_added,
+                filtered,
+                allowed,
+                n_base,
+                buffer,
+                count,
+                bound,
+                width,
             )
     if count > width:
         keep_smallest(buffer, count, width)
@@ -337,7 +381,8 @@ def _emit(
     code_bits = np.uint64(bits_of_code(codebook))
     code_mask = (np.uint64(1) << code_bits) - np.uint64(1)
     first_row, n_rows = table[FIRST_ROW], table[ROWS]
-    allowed = allowed_of(table)
+    allowed = allowed_of(table, len(level.codes))
+    only_allowed = only_child_allowed(table, level.shift)
     row_of_rank = np.empty(n_rows, dtype=np.int64)
     for row in range(first_row, first_row + n_rows):
         row_of_rank[rows.ranks[row]] = row
@@ -368,7 +413,9 @@ def _emit(
         if row != parent:
             parent = row
             first, end = firsts[row], ends[row]
-            branches = count_allowed(allowed, first, end)
+            branches = 1
+            if not (only_allowed and end == first + 1):
+                branches = count_allowed(allowed, first, end)
             if table[ADDED]:
                 first_added, end_added = added_run(table, nodes[row])
                 branches += count_allowed(allowed, n_base + first_added, n_base + end_added)
@@ -447,9 +494,45 @@ def _cached(fingerprint: int) -> Callable[..., None]:
     # Numba's cache knows a function by its own file and by what it closes over: without the
     # fingerprint a change in another file would not be seen. So this function alone is cached.
     @njit(cache=True, nogil=True)
-    def grow_beams(*arguments: Any) -> None:
+    def grow_beams(
+        first_beam: int,
+        end_beam: int,
+        tables: Nodes,
+        codes: Codes,
+        start_base: NDArray[np.uint32],
+        start_delta: NDArray[np.uint16],
+        shift: int,
+        nodes: Nodes,
+        scores: Floats,
+        ranks: Nodes,
+        logits: Floats,
+        priors: Floats,
+        normalised: bool,
+        whole: Nodes,
+        real: Floats,
+        branching: NDArray[np.int32],
+        counts: Nodes,
+    ) -> None:
         if fingerprint:
-            _grow_beams(*arguments)
+            _grow_beams(
+                first_beam,
+                end_beam,
+                tables,
+                codes,
+                start_base,
+                start_delta,
+                shift,
+                nodes,
+                scores,
+                ranks,
+                logits,
+                priors,
+                normalised,
+                whole,
+                real,
+                branching,
+                counts,
+            )
 
     return grow_beams
 

@@ -184,6 +184,36 @@ def test_many_children_under_a_filter():
             assert same(choose(*arguments), choose_reference(*arguments))
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sids=st.sampled_from([1, 63, 64, 65, 4000]),
+    runs=st.lists(st.tuples(st.integers(0, 4000), st.sampled_from([1, 7, 64, 200])), max_size=4),
+    added=st.sampled_from([0, 0, 40]),
+    width=st.sampled_from([1, 40, 512]),
+)
+@settings(max_examples=60, deadline=None)
+def test_filters_with_long_gaps(seed, sids, runs, added, width):
+    random = np.random.default_rng(seed)
+    layout = SidLayout((5, 900, 3))
+    codes = np.stack([random.integers(0, size, sids) for size in layout.level_sizes], axis=1)
+    trie: AnyTrie = Trie.build(layout, layout.pack(codes))
+    if added:
+        trie = with_added(trie, random, added)
+    mask = np.zeros(trie.n_leaves, dtype=np.bool_)
+    for first, length in runs:
+        mask[first : first + length] = True
+    chosen = trie.filter(mask)
+    nodes, scores, order = ROOT, START, np.zeros(1, dtype=np.int64)
+    for level, size in enumerate(layout.level_sizes):
+        table = values(random, (len(nodes), size), 2)
+        arguments = (trie, level, nodes, scores, table, chosen.bits[level], width, order)
+        fast = choose(*arguments)
+        assert same(fast, choose_reference(*arguments))
+        ranks = np.empty(len(fast.nodes), dtype=np.int64)
+        ranks[np.lexsort((fast.codes, order[fast.parents]))] = np.arange(len(fast.nodes))
+        nodes, scores, order = fast.nodes, fast.scores, ranks
+
+
 def test_negative_zero_ties_with_zero_and_what_is_impossible_is_not_kept():
     layout = SidLayout((4,))
     trie = Trie.build(layout, np.arange(4, dtype=np.uint64))
