@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from index.live.kernels import overwritten
+
 MAX_PATCHED_ROWS = 16_384
 _MIN_CAPACITY = 256
 _SLACK_SHARE = 8
@@ -97,7 +99,8 @@ class Column(Generic[Scalar]):
         buffer, patched, patch = self._buffer, self.patched, self.patch
         if len(rows):
             order = np.argsort(rows)
-            patched, patch = _merged(patched, patch, rows[order], values[order])
+            new_values = values[order].astype(patch.dtype, copy=False)
+            patched, patch = overwritten(patched, patch, rows[order], new_values)
         if n > len(buffer) or len(patched) > MAX_PATCHED_ROWS:
             buffer = np.empty(n + max(n // _SLACK_SHARE, _MIN_CAPACITY), dtype=self._buffer.dtype)
             buffer[: self._n] = self.plain
@@ -108,17 +111,3 @@ class Column(Generic[Scalar]):
             # Rows from n on are in nobody's sight yet.
             buffer[self._n : n] = added
         return Column(buffer, n, patched, patch)
-
-
-def _merged(
-    rows: NDArray[np.int64], values: NDArray[Any], new: NDArray[np.int64], new_values: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Ascending rows and values with new ones, which win. Both inputs are ascending, distinct."""
-    if not len(rows):
-        return new, new_values.astype(values.dtype)
-    place = np.searchsorted(rows, new)
-    known = rows[np.minimum(place, len(rows) - 1)] == new
-    values = values.copy()
-    values[place[known]] = new_values[known]
-    place, new, new_values = place[~known], new[~known], new_values[~known]
-    return np.insert(rows, place, new), np.insert(values, place, new_values)

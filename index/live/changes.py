@@ -110,6 +110,10 @@ def checked_item(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def checked_number(name: str, value: object) -> float | None:
     """A price, stock or popularity. Raises DataError unless it is None, or finite and ≥ 0."""
+    if type(value) is float and name != "stock" and 0.0 <= value < math.inf:
+        return value
+    if type(value) is int and name == "stock" and 0 <= value <= _MAX_STOCK:
+        return value
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -153,7 +157,11 @@ class Record:
     embeddings: NDArray[np.float16]
 
     def to_bytes(self) -> bytes:
-        text = orjson.dumps([_plain(change) for change in self.changes])
+        plain = [
+            ["update", one.item_id, one.values] if type(one) is Update else _plain(one)
+            for one in self.changes
+        ]
+        text = orjson.dumps(plain)
         codes = self.codes.astype("<u2").tobytes()
         return _LENGTH.pack(len(text)) + text + codes + self.embeddings.astype("<f2").tobytes()
 

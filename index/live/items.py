@@ -38,7 +38,7 @@ class PopularityScale(NamedTuple):
 
     def scores(self, popularity: NDArray[np.float64]) -> NDArray[np.float32]:
         """z-scores of popularities, NaN where unknown, float32 (n,)."""
-        if self.deviation < 1e-9:
+        if self.deviation < 1e-9 or not len(popularity):
             return np.zeros(len(popularity), dtype=np.float32)
         logs = np.log1p(np.maximum(np.nan_to_num(popularity), 0.0))
         return ((logs - self.mean) / self.deviation).astype(np.float32)

@@ -58,23 +58,19 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
     moved: dict[str, int] = {}
     n_rows = len(items)
 
-    def update(row: int, values: Any) -> None:
-        for name, value in values.items():
-            updates[name][row] = number_or_unknown(name, value)
-
     for index, (change, item_id, row) in enumerate(zip(changes, ids, known, strict=True)):
         if moved:
             row = moved.get(item_id or "", row)
         try:
-            if isinstance(change, Upsert):
+            if isinstance(change, Update):
+                change = _checked(change)
+            elif isinstance(change, Upsert):
                 item = checked_item(change.item)
                 before = added[row - n_rows].item if row >= n_rows else existing.get(row)
                 if before is not None and same_but_numbers(before, item):
                     change = Update(item["item_id"], {name: item[name] for name in NUMBERS})
                 else:
                     change = _added(item)
-            elif isinstance(change, Update):
-                change = _checked(change)
             if isinstance(change, AddedItem):
                 if row >= 0:
                     dead.append(row)
@@ -83,7 +79,8 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
             elif row < 0:
                 raise DataError("no item has this id")
             elif isinstance(change, Update):
-                update(row, change.values)
+                for name, value in change.values.items():
+                    updates[name][row] = number_or_unknown(name, value)
             else:
                 dead.append(row)
                 moved[change.item_id] = -1

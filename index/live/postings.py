@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from index.errors import ConfigError
 from index.live.arrays import Column
-from index.live.kernels import mark_leaves
+from index.live.kernels import inserted, mark_leaves
 from index.live.trie import LiveTrie
 from index.postings import Postings
 
@@ -139,8 +139,8 @@ class LivePostings:
         if len(new):
             order = np.argsort(new, kind="stable")
             place = np.searchsorted(sorted_sids, new[order], side="right")
-            sorted_sids = np.insert(sorted_sids, place, new[order])
-            sorted_rows = np.insert(sorted_rows, place, self.n_items + order)
+            sorted_sids = inserted(sorted_sids, place, new[order])
+            sorted_rows = inserted(sorted_rows, place, self.n_items + order)
         return LivePostings(
             self.base,
             trie,
@@ -162,11 +162,6 @@ class LivePostings:
         place = np.repeat(np.arange(len(leaves)), counts)
         offset = first - (np.cumsum(counts) - counts)
         return self.sorted_rows[np.arange(len(place)) + offset[place]], place
-
-
-def sid_numbers(trie: LiveTrie, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The number of each packed SID, all of which the trie has."""
-    return sids_of_leaves(trie, trie.find(keys))
 
 
 def sids_of_leaves(trie: LiveTrie, leaves: NDArray[np.int64]) -> NDArray[np.int64]:

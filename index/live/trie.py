@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
-from index.live.kernels import child_with_code
+from index.live.kernels import child_with_code, inserted
 from index.sid import SidLayout
 from index.trie import Nodes, Trie, TrieFilter
 
@@ -86,23 +86,35 @@ class LiveTrie:
 
         Added leaves are numbered anew. Raises ConfigError for keys outside the layout.
         """
-        keys = np.unique(np.asarray(keys, dtype=np.uint64))
+        return self.extended_to(keys)[0]
+
+    def extended_to(self, keys: NDArray[np.uint64]) -> tuple[LiveTrie, Nodes]:
+        """`extended`, and the leaf in it of each key, int64 (n,)."""
+        keys = np.asarray(keys, dtype=np.uint64)
         _check_keys(self.layout, keys)
         depth, node = match(self.base, keys)
-        new = (depth < self.layout.levels) & (self._find_added(keys, depth) < 0)
-        keys, depth, node = keys[new], depth[new], node[new]
-        if not len(keys):
+        trie = self._with_matched(keys, depth, node)
+        added = trie._find_added(keys, depth) + self.base.n_leaves
+        return trie, np.where(depth == self.layout.levels, node, added)
+
+    def _with_matched(self, keys: NDArray[np.uint64], depth: Nodes, node: Nodes) -> LiveTrie:
+        """This trie with keys of which the base knows `depth` levels, the last as `node`."""
+        new = np.flatnonzero((depth < self.layout.levels) & (self._find_added(keys, depth) < 0))
+        if not len(new):
             return self
+        new = new[np.argsort(keys[new])]
+        new = new[_changes(keys[new])]
+        keys, depth, node = keys[new], depth[new], node[new]
         order = np.lexsort((keys, -depth))
         keys, depth, node = keys[order], depth[order], node[order]
         place = self._places(keys, depth)
         ids = len(self.ids) + np.arange(len(keys))
         return LiveTrie._over(
             self.base,
-            np.insert(self.added_keys, place, keys),
-            np.insert(self.depth, place, depth),
-            np.insert(self.base_node, place, node),
-            np.insert(self.ids, place, ids),
+            inserted(self.added_keys, place, keys),
+            inserted(self.depth, place, depth),
+            inserted(self.base_node, place, node),
+            inserted(self.ids, place, ids),
         )
 
     @property
@@ -238,7 +250,7 @@ class LiveTrie:
     def _places(self, keys: NDArray[np.uint64], depth: Nodes) -> Nodes:
         """Where keys are, or would be inserted, in the order of the added leaves, int64."""
         places = np.zeros(len(keys), dtype=np.int64)
-        for value in np.unique(depth[depth < self.layout.levels]).tolist():
+        for value in set(depth.tolist()) - {self.layout.levels}:
             group = self.layout.levels - 1 - value
             first, end = self._depth_start[group], self._depth_start[group + 1]
             chosen = depth == value
@@ -264,7 +276,8 @@ def match(base: Trie, keys: NDArray[np.uint64]) -> tuple[Nodes, Nodes]:
                 starts.base, starts.delta, starts.shift, base.codes[level], node[active], code
             )
         else:
-            found = base.child_with_code(0, node[active], code)
+            place = np.minimum(np.searchsorted(base.codes[0], code), len(base.codes[0]) - 1)
+            found = np.where(base.codes[0][place] == code, place, -1)
         active, found = active[found >= 0], found[found >= 0]
         node[active] = found
         depth[active] = level + 1

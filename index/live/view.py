@@ -26,9 +26,10 @@ from index.live.changes import Record
 from index.live.dense import LiveDense
 from index.live.filters import Allowed, FilterCache, History
 from index.live.items import LiveItems
+from index.live.kernels import inserted
 from index.live.lexical import LiveLexical
 from index.live.plan import Plan
-from index.live.postings import LivePostings, sid_numbers
+from index.live.postings import LivePostings, sids_of_leaves
 from index.live.trie import AnyTrie, LiveTrie
 from index.ranking import best_rows
 from index.sid import SidLayout
@@ -201,8 +202,8 @@ class CatalogueView:
         trie, postings = self.live_trie, self.postings
         if plan.added:
             keys = self.layout.pack(record.codes)
-            trie = trie.extended(keys)
-            self._grown.sids.append(sid_numbers(trie, keys))
+            trie, leaves = trie.extended_to(keys)
+            self._grown.sids.append(sids_of_leaves(trie, leaves))
             self._grown.vectors.append(record.embeddings)
         postings = postings.after(
             trie,
@@ -240,8 +241,15 @@ def _empty_leaves(
     """SID numbers of leaves without an item after rows were removed and added."""
     if not len(dead) and not (len(before) and len(added)):
         return before
-    touched = np.unique(postings.sid_of_row(np.concatenate([dead, added])))
+    touched = np.array(sorted(set(postings.sid_of_row(np.concatenate([dead, added])).tolist())))
     _, place = postings.rows_of(postings.leaves_of(touched))
     has_items = np.zeros(len(touched), dtype=np.bool_)
     has_items[place] = True
-    return np.union1d(np.setdiff1d(before, touched[has_items]), touched[~has_items])
+    place = np.searchsorted(before, touched)
+    known = np.zeros(len(touched), dtype=np.bool_)
+    inside = place < len(before)
+    known[inside] = before[place[inside]] == touched[inside]
+    new = ~has_items & ~known
+    empty = inserted(before, place[new], touched[new])
+    filled = touched[has_items & known]
+    return np.delete(empty, np.searchsorted(empty, filled)) if len(filled) else empty
