@@ -79,6 +79,8 @@ class LiveSettings:
     """… and at least this many."""
     merge_log_bytes: int = 256 << 20
     """Merge when the log is larger than this."""
+    merge_retry_s: float = 300.0
+    """After a merge that failed none starts by itself for this long."""
     merge_automatically: bool = True
     publish_interval_s: float = 0.008
     """A view is published at most this often; the first change after a pause does not wait."""
@@ -143,6 +145,7 @@ class LiveCatalogue:
         self._applied = self._rejected = self._publications = self._merges = 0
         self._last_merge_s = 0.0
         self._merge_error = ""
+        self._next_merge = 0.0
         self._merge_thread: threading.Thread | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._writer = threading.Thread(target=self._write, name="catalogue-writer", daemon=True)
@@ -195,7 +198,8 @@ class LiveCatalogue:
         return self.submit(changes).result()
 
     def submit(self, changes: Sequence[Change]) -> Future[Applied]:
-        """Like `apply`, without waiting for the result."""
+        """Like `apply`, without waiting for the result. Cancelling it before the changes are taken
+        up drops them."""
         done: Future[Applied] = Future()
         with self._wake:
             if self._closing or self._failed:
@@ -220,6 +224,7 @@ class LiveCatalogue:
                 self._merge_error = ""
             except (OnesearchError, OSError) as error:
                 self._merge_error = str(error)
+                self._next_merge = time.monotonic() + self.settings.merge_retry_s
                 raise
             finally:
                 self._last_merge_s = time.monotonic() - started
@@ -290,6 +295,8 @@ class LiveCatalogue:
             if left_s > 0:
                 time.sleep(left_s)
             calls = self._take()
+            if not calls:
+                continue
             try:
                 with self._applying:
                     answers = self._apply(calls)
@@ -303,16 +310,17 @@ class LiveCatalogue:
 
     def _take(self) -> list[_Call]:
         """Calls that wait, up to a batch's changes."""
-        calls: list[_Call] = []
+        taken: list[_Call] = []
         count = 0
         with self._wake:
             while self._calls:
                 count += len(self._calls[0].changes)
-                if calls and count > self.settings.max_batch_changes:
+                if taken and count > self.settings.max_batch_changes:
                     break
-                calls.append(self._calls.popleft())
-            self._waiting -= sum(len(call.changes) for call in calls)
-        return calls
+                taken.append(self._calls.popleft())
+            self._waiting -= sum(len(call.changes) for call in taken)
+        # From here on a caller cannot cancel.
+        return [call for call in taken if call.done.set_running_or_notify_cancel()]
 
     def _apply(self, calls: list[_Call]) -> list[Applied]:
         view = self._view
@@ -337,7 +345,8 @@ class LiveCatalogue:
             _notes.exception("changes could not be applied")
             with self._wake:
                 self._failed = f"the catalogue takes no changes since an error: {error!r}"
-                calls = [*calls, *self._calls]
+                waiting = [one for one in self._calls if one.done.set_running_or_notify_cancel()]
+                calls = [*calls, *waiting]
                 self._calls.clear()
                 self._waiting = 0
         reason = self._failed or f"the change log cannot be written: {error}"
@@ -351,7 +360,8 @@ class LiveCatalogue:
             changed >= settings.merge_min_items and changed > settings.merge_share * view.n_items
         )
         running = self._merge_thread is not None and self._merge_thread.is_alive()
-        if due and not running and settings.merge_automatically and not self._merge_error:
+        rested = time.monotonic() >= self._next_merge
+        if due and not running and settings.merge_automatically and rested:
             self._merge_thread = threading.Thread(
                 target=self._merge_quietly, name="catalogue-merge", daemon=True
             )
@@ -426,16 +436,18 @@ def read_view(
 ) -> CatalogueView:
     """A snapshot with its changes, to look at: nothing is locked, mended or written.
 
-    Raises ArtifactError like `LiveCatalogue.open`; also for a log that a killed writer left
-    unfinished, which the next writer mends.
+    A writer may be at work: a record that it has not finished ends the log. Raises ArtifactError
+    like `LiveCatalogue.open`.
     """
     directory = live_directory(snapshot) if directory is None else Path(directory)
-    return _view(Path(snapshot), directory, verify=verify)
+    return _view(Path(snapshot), directory, verify=verify, unfinished=True)
 
 
-def _view(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> CatalogueView:
+def _view(
+    snapshot: Snapshot | Path, directory: Path, *, verify: bool, unfinished: bool = False
+) -> CatalogueView:
     base = _base(snapshot, directory, verify=verify)
-    return replay(CatalogueView.of(base), directory / _LOG)
+    return replay(CatalogueView.of(base), directory / _LOG, unfinished=unfinished)
 
 
 def _base(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snapshot:

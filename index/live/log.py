@@ -141,8 +141,11 @@ def repair(directory: Path) -> str | None:
     )
 
 
-def read_log(directory: Path, after: int) -> Generator[LogRecord, None, None]:
-    """The records behind change `after`, oldest first. `repair` comes first.
+def read_log(
+    directory: Path, after: int, *, unfinished: bool = False
+) -> Generator[LogRecord, None, None]:
+    """The records behind change `after`, oldest first. `repair` comes first, or `unfinished` is
+    set: then an unfinished record at the end of the last segment is left out.
 
     Raises ArtifactError for damage and for missing changes.
     """
@@ -151,7 +154,8 @@ def read_log(directory: Path, after: int) -> Generator[LogRecord, None, None]:
     for number, path in enumerate(segments):
         if number + 1 < len(segments) and _first_of(segments[number + 1]) <= after + 1:
             continue
-        for record in _records(path):
+        last = number + 1 == len(segments)
+        for record in _records(path, unfinished=unfinished and last):
             if expected is None and record.first > after + 1:
                 raise ArtifactError(
                     f"{path} begins at change {record.first}, the snapshot ends at change {after}; "
@@ -166,9 +170,13 @@ def read_log(directory: Path, after: int) -> Generator[LogRecord, None, None]:
                 yield record
 
 
-def _records(path: Path) -> Generator[LogRecord, None, None]:
-    """All records of a segment, which must be whole."""
+def _records(path: Path, *, unfinished: bool) -> Generator[LogRecord, None, None]:
+    """All records of a segment, which must be whole unless its last may be `unfinished`."""
     data = path.read_bytes()
+    if unfinished:
+        if len(data) < len(_MAGIC) and _MAGIC.startswith(data):
+            return
+        data = data[: _sound_end(path, data)]
     if not data.startswith(_MAGIC):
         raise ArtifactError(f"{path} is no segment of a change log; it is damaged")
     at = len(_MAGIC)

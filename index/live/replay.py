@@ -17,15 +17,18 @@ PIECE_CHANGES = 4_096
 """Records are taken together up to this many changes: fewer, larger steps."""
 
 
-def replay(view: CatalogueView, log: Path, *, through: int | None = None) -> CatalogueView:
-    """The view after the log's changes behind its own, up to `through`.
+def replay(
+    view: CatalogueView, log: Path, *, through: int | None = None, unfinished: bool = False
+) -> CatalogueView:
+    """The view after the log's changes behind its own, up to `through`. With `unfinished` the last
+    record may be one that its writer has not finished: it is left out.
 
     Raises ArtifactError when the log is damaged or does not fit the view.
     """
     levels, dimension = view.layout.levels, view.dense.dimension
     pending: list[Record] = []
     count = 0
-    for entry in read_log(log, view.sequence):
+    for entry in read_log(log, view.sequence, unfinished=unfinished):
         if through is not None and entry.last > through:
             break
         record = Record.from_bytes(entry.payload, levels, dimension)

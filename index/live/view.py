@@ -114,7 +114,13 @@ class CatalogueView:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return self.base.manifest
+        """The base's, with the view's own counts; nodes count while no item is left below, too."""
+        counts = {
+            "items": self.n_items,
+            "sids": self.live_trie.n_leaves - len(self.empty_leaves),
+            "nodes": list(self.live_trie.node_counts),
+        }
+        return self.base.manifest | {"counts": self.base.manifest["counts"] | counts}
 
     @property
     def report(self) -> dict[str, Any]:

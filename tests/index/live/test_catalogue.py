@@ -200,6 +200,63 @@ def test_a_merge_that_fails_changes_nothing(
     assert catalogue.status().merge_error == ""
 
 
+def test_a_merge_that_failed_is_tried_again(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = opened(LiveSettings(merge_min_items=5, merge_share=0.01, merge_retry_s=0.1))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/bin/false")
+        catalogue.apply([Upsert(item(number)) for number in range(100, 106)])
+        deadline = time.monotonic() + 60
+        while not catalogue.status().merge_error and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert "could not be merged" in catalogue.status().merge_error
+    while not catalogue.status().merges and time.monotonic() < deadline:
+        time.sleep(0.05)
+        catalogue.apply([Update("i1", {"stock": 1})])
+    assert catalogue.status().merges == 1
+
+
+def test_a_call_can_be_cancelled_while_it_waits(opened: Opened) -> None:
+    catalogue = opened(LiveSettings(merge_automatically=False, publish_interval_s=0.2))
+    catalogue.apply([Delete("i0")])
+    alone = catalogue.submit([Delete("i1")])
+    assert alone.cancel()
+    catalogue.apply([Delete("i2")])
+    cancelled, kept = catalogue.submit([Delete("i3")]), catalogue.submit([Delete("i4")])
+    assert cancelled.cancel()
+    assert kept.result().applied == 1
+    rows = catalogue.view.items.rows_of([f"i{number}" for number in range(5)])
+    assert rows.tolist() == [-1, 1, -1, 3, -1]
+    assert catalogue.status().waiting_changes == 0
+
+
+def test_looking_at_a_catalogue_while_a_record_is_written(opened: Opened, path: Path) -> None:
+    catalogue = opened()
+    catalogue.apply([Delete("i0")])
+    [segment] = segments_of(live_directory(path) / "log")
+    whole = segment.read_bytes()
+    catalogue.apply([Delete("i1")])
+    longer = segment.read_bytes()
+    for end in (len(whole), len(whole) + 3, len(whole) + 30, len(longer) - 1):
+        segment.write_bytes(longer[:end])
+        assert read_view(path).sequence == 1
+    segment.write_bytes(longer)
+    assert read_view(path).sequence == 2
+
+
+def test_the_counts_of_a_view_are_its_own(opened: Opened) -> None:
+    catalogue = opened()
+    base = catalogue.view.base
+    assert catalogue.view.manifest == base.manifest
+    catalogue.apply([Upsert(item(80, title="something new")), Delete("i0"), Delete("i1")])
+    counts = catalogue.view.manifest["counts"]
+    catalogue.merge()
+    merged = catalogue.view.base.manifest["counts"]
+    assert (counts["items"], counts["sids"]) == (merged["items"], merged["sids"])
+    assert counts["items"] == 29
+
+
 def test_an_export_is_a_snapshot_of_its_own(opened: Opened, tmp_path: Path) -> None:
     catalogue = opened()
     catalogue.apply([Upsert(item(80)), Delete("i0")])
