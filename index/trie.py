@@ -4,19 +4,11 @@ Nodes of a level are numbered in SID order, so the children of a node are one co
 next level, every node covers one contiguous run of leaves, and leaf j is the j-th smallest key.
 The nodes of the last level are the leaves; the root's children are all nodes of level 0.
 
-Stored per node: its code (one or two bytes) and, but for leaves, where its children start. Starts
-grow with the node number, so they are kept as one uint32 per block of nodes and one uint16 per
-node:
-
-    child_start(i) = child_base[i >> child_shift] + child_delta[i]
-
-A level takes the largest blocks (64 nodes at most) whose differences fit; a level with enormous
-nodes falls back to blocks of one. Keys, plain starts and leaf ranges follow from that and are
-computed when first asked for.
+Stored per node: its code (one or two bytes) and, but for leaves, where its children start, in the
+compact form of index/starts.py (a little over two bytes). Keys, plain starts and leaf ranges follow
+from that and are computed when first asked for.
 """
 
-# The compact starts are the trie's own; its functions below read them for all of this module.
-# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import json
@@ -32,14 +24,13 @@ from numpy.typing import NDArray
 from index.arrays import open_array, save_arrays
 from index.errors import ArtifactError, ConfigError
 from index.sid import SidLayout
+from index.starts import Nodes, Starts, StartsBuilder, packed_words
 
 MAX_LEAVES = (1 << 32) - 1
-BLOCK_SHIFTS = (6, 4, 2, 0)
-_BUILD_CHUNK = 1 << 18
+_BUILD_CHUNK = 1 << 14
 _FACTS = "trie.json"
 
 Codes = NDArray[np.uint8] | NDArray[np.uint16]
-Nodes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,53 +39,6 @@ class TrieFilter:
 
     bits: tuple[NDArray[np.bool_], ...]
     n_leaves: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Starts:
-    """An increasing sequence of n + 1 offsets in compact form; see the module's head."""
-
-    base: NDArray[np.uint32]
-    delta: NDArray[np.uint16]
-    shift: int
-
-    @classmethod
-    def compress(cls, starts: NDArray[np.uint32]) -> Starts:
-        """`starts`: uint32 (n + 1,), strictly increasing."""
-        for shift in BLOCK_SHIFTS:
-            base = starts[:: 1 << shift].copy()
-            delta = starts - np.repeat(base, 1 << shift)[: len(starts)]
-            if delta.max(initial=0) <= np.iinfo(np.uint16).max:
-                return cls(_frozen(base), _frozen(delta.astype(np.uint16)), shift)
-        raise AssertionError("blocks of one node always fit")
-
-    @property
-    def n_bytes(self) -> int:
-        return self.base.nbytes + self.delta.nbytes
-
-    def at(self, positions: Nodes) -> Nodes:
-        """Offsets at the given positions, int64."""
-        return self.base[positions >> self.shift].astype(np.int64) + self.delta[positions]
-
-    def plain(self) -> NDArray[np.uint32]:
-        """All n + 1 offsets as uint32."""
-        starts = np.repeat(self.base, 1 << self.shift)[: len(self.delta)]
-        starts += self.delta
-        return starts
-
-    def position_of(self, values: Nodes) -> Nodes:
-        """For each value the last position whose offset is not above it."""
-        block = np.searchsorted(self.base, values, side="right") - 1
-        low = block << self.shift
-        high = np.minimum(low + (1 << self.shift), len(self.delta))
-        rest = values - self.base[block]
-        for _ in range(self.shift):
-            middle = (low + high) >> 1
-            below = self.delta[np.minimum(middle, high - 1)] <= rest
-            below &= middle < high
-            low = np.where(below, middle, low)
-            high = np.where(below, high, middle)
-        return low
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,22 +68,19 @@ class Trie:
         """
         keys = np.asarray(keys, dtype=np.uint64)
         if not assume_sorted:
-            keys = np.unique(keys)
+            keys = _sorted_distinct(keys)
         if len(keys) > MAX_LEAVES:
             raise ConfigError(f"{len(keys)} SIDs; a trie holds {MAX_LEAVES}: shard the catalogue")
-        codes: list[list[NDArray[Any]]] = [[] for _ in layout.level_sizes]
-        starts: list[list[NDArray[np.uint32]]] = [[] for _ in layout.level_sizes[:-1]]
-        for first in range(0, len(keys), _BUILD_CHUNK):
-            _append_chunk(layout, keys, first, codes, starts)
-        counts = [sum(map(len, parts)) for parts in codes]
-        merged_codes: list[Codes] = []
-        for level, size in enumerate(layout.level_sizes):
-            merged_codes.append(_frozen(_merge(codes[level], _code_type(size))))
-        merged_starts: list[Starts] = []
-        for level, parts in enumerate(starts):
-            parts.append(np.array([counts[level + 1]], dtype=np.uint32))
-            merged_starts.append(Starts.compress(_merge(parts, np.uint32)))
-        return cls(layout, tuple(merged_codes), tuple(merged_starts))
+        # Counted first, then written in place: the build holds the result and one chunk.
+        counts = _count_nodes(layout, keys)
+        codes: tuple[Codes, ...] = tuple(
+            np.empty(count, dtype=np.uint8) if size <= 256 else np.empty(count, dtype=np.uint16)
+            for count, size in zip(counts, layout.level_sizes, strict=True)
+        )
+        starts = [StartsBuilder(count + 1) for count in counts[:-1]]
+        _fill(layout, keys, codes, starts)
+        finished = tuple(level.finish() for level in starts)
+        return cls(layout, tuple(_frozen(level) for level in codes), finished)
 
     def save(self, directory: Path) -> None:
         """Write `trie.json` and one `.npy` per array."""
@@ -295,9 +236,10 @@ class Trie:
         return result
 
     def filter(self, leaf_mask: NDArray[np.bool_]) -> TrieFilter:
-        """Bits of the nodes that lead to an allowed leaf, by prefix sums from the leaves upwards.
+        """Bits of the nodes that lead to an allowed leaf, from the leaves upwards.
 
-        `leaf_mask`: bool (N,). Raises ConfigError for another length. Not cached here.
+        `leaf_mask`: bool (N,), kept as the bits of the leaves. Raises ConfigError for another
+        length. The fewer leaves are allowed, the faster. Not cached here.
         """
         if leaf_mask.shape != (self.n_leaves,) or leaf_mask.dtype != np.bool_:
             raise ConfigError(
@@ -305,27 +247,69 @@ class Trie:
                 f"got {leaf_mask.dtype} {leaf_mask.shape}"
             )
         bits = [leaf_mask]
-        sums = np.zeros(self.n_leaves + 1, dtype=np.uint32)
-        np.cumsum(leaf_mask, out=sums[1:], dtype=np.uint32)
+        words = packed_words(leaf_mask)
         for starts in reversed(self.starts):
-            # A node's leaves are its children's leaves: the same sums serve every level.
-            sums = sums[starts.plain()]
-            bits.append(sums[1:] != sums[:-1])
+            of_level, words = starts.any_set(words)
+            bits.append(of_level)
         return TrieFilter(tuple(reversed(bits)), int(np.count_nonzero(leaf_mask)))
 
 
-def _append_chunk(
+def _sorted_distinct(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Like `np.unique`, in one copy where nothing is there twice."""
+    keys = np.sort(keys)
+    repeats = keys[1:] == keys[:-1]
+    return np.delete(keys, np.flatnonzero(repeats)) if repeats.any() else keys
+
+
+def _count_nodes(layout: SidLayout, keys: NDArray[np.uint64]) -> list[int]:
+    """Nodes of each level below keys, which are checked for their order."""
+    counts = [0] * layout.levels
+    for first in range(0, len(keys), _BUILD_CHUNK):
+        changed = _changed(keys, first)
+        for level, shift in enumerate(layout.shifts):
+            counts[level] += int(np.count_nonzero(changed >> np.uint64(shift)))
+            counts[level] += not first and not changed[0] >> np.uint64(shift)
+    return counts
+
+
+def _fill(
     layout: SidLayout,
     keys: NDArray[np.uint64],
-    first: int,
-    codes: list[list[NDArray[Any]]],
-    starts: list[list[NDArray[np.uint32]]],
+    codes: tuple[Codes, ...],
+    starts: list[StartsBuilder],
 ) -> None:
-    """Add the nodes that begin at keys [first, first + chunk) to the parts of each level.
+    """Write the codes of each level, and the starts of each but the last.
 
     A key begins a node of level l when it differs from the key before it in levels 0..l. The first
     child of such a node begins at the same key, so counting begins numbers the children.
     """
+    known = [0] * layout.levels
+    for first in range(0, len(keys), _BUILD_CHUNK):
+        chunk, changed = keys[first : first + _BUILD_CHUNK], _changed(keys, first)
+        below: NDArray[np.int64] | None = None
+        for level in reversed(range(layout.levels)):
+            shift, size = np.uint64(layout.shifts[level]), layout.level_sizes[level]
+            begins = changed >> shift != 0
+            begins[0] |= not first
+            at = np.flatnonzero(begins)
+            # The first level keeps all higher bits, so a key beyond the layout is seen here too.
+            column = chunk[at] >> shift
+            if level:
+                column &= np.uint64((1 << layout.bits[level]) - 1)
+            if column.max(initial=np.uint64(0)) >= size:
+                raise ConfigError(f"a key has code {column.max()} at level {level} of {size} codes")
+            codes[level][known[level] : known[level] + len(at)] = column
+            if below is not None:
+                starts[level].append((below[at] - 1).astype(np.uint32))
+            below = np.cumsum(begins) + known[level] if level else None
+            known[level] += len(at)
+    for level, count in zip(starts, known[1:], strict=True):
+        level.append(np.array([count], dtype=np.uint32))
+
+
+def _changed(keys: NDArray[np.uint64], first: int) -> NDArray[np.uint64]:
+    """The bits in which the keys of the chunk from `first` on differ from the key before each;
+    before the very first key all are 0. Raises ConfigError unless the keys increase."""
     chunk = keys[first : first + _BUILD_CHUNK]
     before = np.empty_like(chunk)
     before[1:] = chunk[:-1]
@@ -334,34 +318,7 @@ def _append_chunk(
     increasing[0] |= not first
     if not increasing.all():
         raise ConfigError("assume_sorted needs strictly increasing keys; sort them or leave it out")
-    changed = np.bitwise_xor(chunk, before, out=before)
-    below: NDArray[np.int64] | None = None
-    for level in reversed(range(layout.levels)):
-        shift, size = np.uint64(layout.shifts[level]), layout.level_sizes[level]
-        begins = changed >> shift != 0
-        begins[0] |= not first
-        # The first level keeps all higher bits, so a key beyond the layout is seen here too.
-        column = chunk[begins] >> shift
-        if level:
-            column &= np.uint64((1 << layout.bits[level]) - 1)
-        if column.max(initial=np.uint64(0)) >= size:
-            raise ConfigError(f"a key has code {column.max()} at level {level} of {size} codes")
-        if below is not None:
-            earlier = sum(map(len, codes[level + 1])) - below[-1]
-            starts[level].append((below[begins] - 1 + earlier).astype(np.uint32))
-        codes[level].append(column.astype(_code_type(size)))
-        below = np.cumsum(begins) if level else None
-
-
-def _code_type(size: int) -> type[np.uint8] | type[np.uint16]:
-    return np.uint8 if size <= 256 else np.uint16
-
-
-def _merge(parts: list[NDArray[Any]], kind: type[Any]) -> NDArray[Any]:
-    """One array of the parts, which are given up."""
-    merged = np.concatenate(parts) if parts else np.empty(0, dtype=kind)
-    parts.clear()
-    return merged
+    return np.bitwise_xor(chunk, before, out=before)
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from index.errors import ArtifactError, ConfigError
 from index.sid import SidLayout
-from index.trie import Starts, Trie
+from index.trie import Trie
 
 PUBLISHED = SidLayout((4096, 1024, 512, 256, 256))
 
@@ -80,7 +80,8 @@ def test_only_legal_keys_are_found(case: tuple[Trie, np.ndarray], others: list[i
 @given(tries(), st.randoms(use_true_random=False))
 def test_filter_bits_equal_brute_force(case: tuple[Trie, np.ndarray], random: object) -> None:
     trie, codes = case
-    mask = np.random.default_rng(random.getrandbits(32)).random(trie.n_leaves) < 0.3  # type: ignore[attr-defined]
+    generator = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]
+    mask = generator.random(trie.n_leaves) < generator.choice([0.03, 0.3, 0.9])
     result = trie.filter(mask)
     assert result.n_leaves == mask.sum()
     for level, bits in enumerate(result.bits):
@@ -123,18 +124,6 @@ def test_nodes_too_large_for_sixteen_bit_differences() -> None:
     assert trie.starts[0].shift < 6
     assert trie.child_start[0].tolist() == [0, 65536, 131072, 131073]
     np.testing.assert_array_equal(trie.codes_of_leaves(np.arange(len(codes))), codes)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.integers(1, 30_000), max_size=300))
-def test_compact_starts_answer_like_plain_ones(sizes: list[int]) -> None:
-    plain = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
-    starts = Starts.compress(plain)
-    np.testing.assert_array_equal(starts.plain(), plain)
-    np.testing.assert_array_equal(starts.at(np.arange(len(plain))), plain)
-    values = np.unique(np.concatenate([plain, plain[1:] - 1])).astype(np.int64)
-    expected = np.searchsorted(plain, values, side="right") - 1
-    np.testing.assert_array_equal(starts.position_of(values), expected)
 
 
 def test_chunks_of_the_build_join_without_a_seam() -> None:
