@@ -52,6 +52,7 @@ vllm-env:
 # Everything CUDA, correctness first: within ten minutes on one GPU, no network. PYTHON is one with
 # torch and triton for CUDA.
 gpu-check:
+	@$(PYTHON) -c 'import torch, triton' || { echo "gpu-check needs torch and triton for CUDA; say which Python has them: make gpu-check PYTHON=…"; exit 1; }
 	$(PYTHON) -m loadtest.gpu_check --out docs/measurements
 
 clean:

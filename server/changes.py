@@ -48,6 +48,8 @@ _NAMES_OF_CLIENTS = "attributes"
 
 
 def _id(text: str) -> str:
+    if text != text.strip():
+        raise ValueError("is no id: it begins or ends with a space")
     try:
         return read_id("item_id", text)
     except FieldError as error:

@@ -120,7 +120,7 @@ class Pipeline:
             history = await self._history(request)
             prepared = await self._in_thread(self._prepare, generation, view, request, history)
             watch.lap("prepare")
-            if prepared.allowed is not None and prepared.allowed.n_items == 0:
+            if not prepared.beam_width:
                 found, hits, n_candidates = Found(None), list[Hit](), 0
             else:
                 found = await self._ask_engine(generation, view, prepared, request_id, deadline)
@@ -362,7 +362,7 @@ def _notes(request: SearchRequest, prepared: Prepared, n_hits: int, *, knows: bo
         return notes
     # Without conditions there still is a filter when SIDs have lost all of their items.
     allowed = None if item_filter(request).is_empty else prepared.allowed
-    if prepared.allowed is not None and prepared.allowed.n_items == 0:
+    if not prepared.beam_width:
         notes.append("the catalogue is empty" if allowed is None else "no item passes the filters")
     elif allowed is not None and allowed.n_items == n_hits:
         notes.append(f"only {n_hits} {'item passes' if n_hits == 1 else 'items pass'} the filters")

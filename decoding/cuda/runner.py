@@ -28,9 +28,9 @@ from decoding.cuda.wave import Inputs, Wave, decode
 from decoding.engine import Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded
 from decoding.native.runner import DEFAULT_BUDGET_ROWS, WARM_UP_WIDTH, Search
-from decoding.scoring import check_prompt
+from decoding.scoring import check_prompt, check_search
 from decoding.weights import DecoderWeights
-from index.errors import ArtifactError, ConfigError
+from index.errors import ArtifactError
 from index.live.trie import AnyTrie, LiveTrie
 from index.trie import Trie, TrieFilter
 
@@ -85,9 +85,9 @@ class CudaRunner:
         trie: AnyTrie | None = None,
     ) -> None:
         """Raises ConfigError for a search that this runner cannot do."""
-        if beam_width < 1:
-            raise ConfigError(f"beam_width is {beam_width}, it must be at least 1")
-        check_filter(self.trie if trie is None else trie, filter)
+        searched = self.trie if trie is None else trie
+        check_search(self.trie.layout, searched.layout, beam_width)
+        check_filter(searched, filter)
         for prompt in prompts:
             check_prompt(
                 prompt, self.trie.layout.level_sizes, self.weights.vocabulary, self.longest_prompt

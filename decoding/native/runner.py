@@ -22,9 +22,9 @@ from decoding.errors import DeadlineExceeded
 from decoding.expand import base_of
 from decoding.native.kv import BeamKV
 from decoding.native.transformer import Decoder
-from decoding.scoring import check_prompt, stacked_priors
+from decoding.scoring import check_prompt, check_search, stacked_priors
 from decoding.weights import DecoderWeights
-from index.errors import ArtifactError, ConfigError
+from index.errors import ArtifactError
 from index.live.trie import AnyTrie
 from index.trie import Trie, TrieFilter
 
@@ -79,9 +79,9 @@ class Runner:
         trie: AnyTrie | None = None,
     ) -> None:
         """Raises ConfigError for a search that this runner cannot do."""
-        if beam_width < 1:
-            raise ConfigError(f"beam_width is {beam_width}, it must be at least 1")
-        check_filter(self.trie if trie is None else trie, filter)
+        searched = self.trie if trie is None else trie
+        check_search(self.trie.layout, searched.layout, beam_width)
+        check_filter(searched, filter)
         for prompt in prompts:
             check_prompt(
                 prompt,

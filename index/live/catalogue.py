@@ -462,6 +462,11 @@ def _base(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snapsh
         facts = cast(dict[str, Any], orjson.loads(state.read_bytes()))
         started, merged = str(facts["origin"]), cast(str | None, facts["merged"])
     except FileNotFoundError:
+        if any(directory.glob(f"{_MERGED}*")):
+            raise ArtifactError(
+                f"{directory} holds a merge but no {_STATE}, which says what it is of; restore "
+                f"{_STATE}, or remove {directory} to drop the changes"
+            ) from None
         started, merged = version, None
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{state} cannot be read: {error!r}") from None

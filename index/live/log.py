@@ -71,6 +71,8 @@ class ChangeLog:
         try:
             _write(self._file, data)
             os.fdatasync(self._file)
+            if not os.fstat(self._file).st_nlink:
+                raise FileNotFoundError(f"{self._path} was removed")
         except OSError:
             os.ftruncate(self._file, self._size)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -46,7 +47,10 @@ def bench(
         Path | None, typer.Option(help="Also write NAME.json and plots into this folder.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option(help="Only this part; 'list' names the parts.")
+        str | None,
+        typer.Option(
+            help="Only this part; 'list' names the parts. Not with --snapshot, which runs all."
+        ),
     ] = None,
     snapshot: Annotated[
         Path | None, typer.Option(help="Snapshot for engine and overload, with --checkpoint.")
@@ -65,6 +69,8 @@ def bench(
         typer.echo("\n".join(_tables(module)))
         return
     work = _chosen(name, module, table, snapshot, checkpoint)
+    if out is not None:
+        _make_writable(out)
     errors = Console(stderr=True, highlight=False)
     machine = describe_machine()
     if machine["busy"]:
@@ -79,6 +85,16 @@ def bench(
         typer.echo(to_json(report))
     else:
         print_tables(report, Console(highlight=False, width=WIDTH))
+
+
+def _make_writable(folder: Path) -> None:
+    """Raises ConfigError before minutes are spent on results that cannot be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--out {folder} cannot be written")
 
 
 def _module(name: str) -> Any:
@@ -99,7 +115,9 @@ def _chosen(
         raise ConfigError("--snapshot and --checkpoint go together")
     if snapshot is not None:
         if "snapshot" not in signature(module.rows).parameters or table is not None:
-            raise ConfigError("--snapshot and --checkpoint are for all of `bench engine|overload`")
+            raise ConfigError(
+                "--snapshot and --checkpoint are for `bench engine|overload` without --table"
+            )
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:
         return module.rows

@@ -31,6 +31,9 @@ def main() -> int:
         return 2
     report = Report(arguments.out, arguments.only, arguments.budget_s)
     report.run(arguments.commit)
+    if unknown := report.unknown():
+        print(f"nothing is called {', '.join(unknown)}", file=sys.stderr)
+        return 2
     print(f"{'passed' if report.passed else 'FAILED'}, written: {report.path}")
     return 0 if report.passed else 1
 
@@ -51,6 +54,11 @@ class Report:
         self._rows: list[dict[str, Any]] = []
         self._failures: dict[str, str] = {}
         self._skipped: list[str] = []
+        self._seen: set[str] = set()
+
+    def unknown(self) -> list[str]:
+        """Names that were asked for and that no part has."""
+        return sorted(self._only - self._seen)
 
     @property
     def passed(self) -> bool:
@@ -79,6 +87,7 @@ class Report:
         self._write()
 
     def _part(self, name: str, work: Callable[[], Any]) -> None:
+        self._seen.add(name)
         if self._only and name not in self._only:
             return
         started = time.monotonic()
