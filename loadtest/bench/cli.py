@@ -116,7 +116,7 @@ def _chosen(
     if snapshot is not None:
         if "snapshot" not in signature(module.rows).parameters or table is not None:
             raise ConfigError(
-                "--snapshot and --checkpoint are for `bench engine|overload` without --table"
+                "--snapshot and --checkpoint are for all of `bench engine|overload`, not a --table"
             )
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:

@@ -214,7 +214,8 @@ def plain() -> Generator[httpx.Client, None, None]:
 @pytest.fixture(scope="session")
 def tiny_url(tiny_pair: Any) -> Generator[str, None, None]:
     """A gateway with the real engine over the tiny generation."""
-    settings = Settings(engine_threads=1, beam_width=16, catalogue_changes=False)
+    # Without patience: what is refused under load has tests of its own.
+    settings = Settings(engine_threads=1, beam_width=16, catalogue_changes=False, patience=0)
     metrics, log = Metrics(), make_logger("error")
 
     pipeline = asyncio.run(start_pipeline(settings, *tiny_pair, metrics, log))

@@ -43,7 +43,7 @@ def test_changes_are_handed_on_and_answered(stub_client: Any, stub: Any):
 
 def test_texts_are_cleaned_as_an_import_cleans_them(stub_client: Any, stub: Any):
     item = {
-        "item_id": " n1 ",
+        "item_id": "n1",
         "title": "<b>Oak</b>&nbsp;desk\n",
         "brand": "<i></i>",
         "color": ["red", "red", "<br>"],
@@ -69,6 +69,7 @@ GOOD = {"item_id": "good", "title": "Oak desk"}
         (7, None, "dictionary"),
         ({}, None, "item_id: Field required"),
         ({"item_id": "x"}, "x", "title: Field required"),
+        ({"item_id": " x", "title": "x"}, "x", "begins or ends with a space"),
         ({"item_id": 7, "title": "x"}, None, "item_id: Input should be a valid string"),
         ({"item_id": "", "title": "x"}, None, "item_id"),
         ({"item_id": "a\nb", "title": "x"}, None, "item_id: is no id: control characters"),
