@@ -112,10 +112,11 @@ def test_when_nothing_answers_in_time_it_is_504(stub_client: Any, stub: Any):
         await asyncio.sleep(5)
 
     stub.answer = slow
+    # The server's start is not part of the answer's time.
+    client = stub_client()
     started = time.perf_counter()
-    response = stub_client().post("/v1/search", json={"query": "x", "timeout_ms": 50})
-    # Far less than the five seconds that the answer would take, however busy the machine is.
-    assert time.perf_counter() - started < 2.5
+    response = client.post("/v1/search", json={"query": "x", "timeout_ms": 50})
+    assert time.perf_counter() - started < 0.05 + SLACK_S
     assert [response.status_code, response.json()["type"]] == [504, "/problems/deadline-exceeded"]
 
 
