@@ -1,0 +1,1 @@
+"""Keywords: what a query means, worked out beside the request path and read by it."""
