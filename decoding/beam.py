@@ -101,13 +101,16 @@ def grow_all(
     priors: Floats | None = None,
     threads: int = 1,
     starts: Sequence[int] | None = None,
+    *,
+    normalised: bool = False,
 ) -> Growth:
     """Grow all beams of a wave by one level, each exactly as if it were alone.
 
     `logits` float32 (rows, K). `starts`: each beam's first row of them; None where the beams' rows
-    follow each other. `priors` float32 (beams, K), added first. A beam without rows stays as it
-    is. The beams are at the same level and their tries have the same base. Large waves are grown by
-    up to `threads` threads, each beam by one. Raises ConfigError for a beam too wide to be ranked.
+    follow each other. `priors` float32 (beams, K), added first. `normalised`: the logits are
+    log-probabilities, all ≤ 0, taken as they are. A beam without rows stays as it is. The beams are
+    at the same level and their tries have the same base. Large waves are grown by up to `threads`
+    threads, each beam by one. Raises ConfigError for a beam too wide to be ranked.
     """
     live = [row for row, beam in enumerate(beams) if len(beam)]
     if not live:
@@ -138,7 +141,7 @@ def grow_all(
         _joined([beam.ranks for beam in chosen]),
         as_logits(logits),
         np.empty((0, codebook), dtype=np.float32) if priors is None else as_logits(priors),
-        False,
+        normalised,
         *slots,
     )
     if threads > 1 and len(chosen) > 1 and row * codebook >= _WORTH_A_THREAD:
