@@ -110,7 +110,8 @@ def write_tiny_checkpoint(path: Path, snapshot: Snapshot, *, level_prior_beta: f
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        # vLLM's attention on a CPU takes heads of 32 and larger.
+        head_dim=32,
     )
     settings = CheckpointSettings(
         level_sizes=snapshot.layout.level_sizes,
