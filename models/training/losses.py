@@ -6,9 +6,9 @@
     distillation     τ² · KL(softmax(z_T/τ) ‖ softmax(z_S/τ)), the teacher z_T without gradient
     R-Drop           ½ · [KL(P₁‖P₂) + KL(P₂‖P₁)] of two passes with independent dropout
 
-All are means over positions (OneSearch-V2). y is a distribution over the level's codes (one-hot for a
-single target). The level slice, the prior and the normalisation are the scoring rule of the engines
-(DESIGN §4), so training and serving see the same probabilities.
+All are means over positions; formulas and defaults are OneSearch-V2's. y is a distribution over the
+level's codes (one-hot for a single target). The level slice, the prior and the normalisation are
+the scoring rule of the engines (DESIGN §4), so training and serving see the same probabilities.
 """
 
 from __future__ import annotations
