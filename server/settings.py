@@ -51,6 +51,16 @@ RETRIEVAL_CANDIDATES = 0
 FALLBACK_CANDIDATES = 100
 DRAIN_S = 1.0
 SHUTDOWN_S = 15.0
+REDIS_DIRECTORY = Path("var/redis")
+REDIS_PREFIX = "onesearch"
+REDIS_TIMEOUT_S = 1.0
+KEYWORD_BUDGET_MS = 3.0
+KEYWORD_CACHE_ENTRIES = 20_000
+KEYWORD_QUEUE_LIMIT = 100_000
+KEYWORD_CONCURRENCY = 2
+KEYWORD_BATCH = 32
+KEYWORD_LEASE_S = 15.0
+KEYWORD_DRAIN_S = 60.0
 
 
 class Settings(BaseSettings):
@@ -134,6 +144,55 @@ class Settings(BaseSettings):
     query_cache_entries: int = Field(QUERY_CACHE_ENTRIES, ge=1)
     remembered_users: int = Field(REMEMBERED_USERS, ge=1)
     remembered_items: int = Field(REMEMBERED_ITEMS, ge=1, le=200)
+
+    redis_url: str | None = Field(
+        None,
+        description="redis://, rediss:// or unix://; if not given, an embedded server is started",
+    )
+    redis_directory: Path = Field(
+        REDIS_DIRECTORY, description="of the embedded server: its socket and its data"
+    )
+    redis_prefix: str = Field(
+        REDIS_PREFIX, pattern=r"^[\w.-]{1,64}$", description="all keys begin with it"
+    )
+    redis_timeout_s: float = Field(
+        REDIS_TIMEOUT_S, ge=0.1, le=60, description="of one command; searches wait less"
+    )
+    keywords: Literal["off", "student", "rag"] = Field(
+        "off",
+        description="student: what searches miss is made, for training; rag: keywords that are "
+        "there go into the prompt as well",
+    )
+    keyword_budget_ms: float = Field(
+        KEYWORD_BUDGET_MS, ge=0, le=1000, description="what a search waits for keywords at most"
+    )
+    keyword_cache_entries: int = Field(
+        KEYWORD_CACHE_ENTRIES, ge=1, description="answers that the gateway remembers"
+    )
+    keyword_queue_limit: int = Field(
+        KEYWORD_QUEUE_LIMIT, ge=1, description="jobs at most; warming up may use 90 % of it"
+    )
+    keyword_generator: Literal["statistical", "llm", "null"] = Field(
+        "statistical", description="what `onesearch worker` makes keywords with"
+    )
+    keyword_concurrency: int = Field(
+        KEYWORD_CONCURRENCY, ge=1, le=1000, description="batches at the same time in one worker"
+    )
+    keyword_batch: int = Field(
+        KEYWORD_BATCH, ge=1, le=1000, description="jobs that a generator gets at once"
+    )
+    keyword_lease_s: float = Field(
+        KEYWORD_LEASE_S,
+        ge=0.3,
+        le=3600,
+        description="a worker not heard of for so long is dead, and its jobs go to another",
+    )
+    keyword_drain_s: float = Field(
+        KEYWORD_DRAIN_S,
+        ge=0,
+        le=3600,
+        description="after SIGTERM: for the jobs in a worker's hands",
+    )
 
     drain_s: float = Field(
         DRAIN_S, ge=0, le=600, description="after SIGTERM: still answering while /readyz says 503"

@@ -1,0 +1,62 @@
+"""Every key that onesearch has in Redis, with its lifetime or the reason why it has none.
+
+All begin with PREFIX:FORMAT: (`onesearch:1:`). PREFIX is a setting, so that several shops can share
+a server; FORMAT changes when what lies under the keys is no longer readable by older programs.
+
+Key                                    Type    Lifetime
+keywords:generic:VERSION:QUERY         string  `GENERIC_TTL_S`; nothing found `NOTHING_TTL_S`;
+                                               failed `FAILED_TTL_S`
+keywords:personal:VERSION:QUERY:USER   string  `PERSONAL_TTL_S`; the others as above
+keywords:version                       string  none: one short text, replaced by each worker
+keywords:made                          stream  none: bounded by `MADE_ENTRIES`
+queue:live, queue:warm                 stream  none: a job must not be lost. Bounded at the door,
+                                               and an entry is deleted when its job is done
+queue:jobs                             hash    none: has exactly the jobs that are not done
+queue:later                            zset    none: jobs again, waiting for their next attempt
+queue:dead                             stream  none: a person decides. Bounded by `DEAD_ENTRIES`
+
+QUERY and USER are digests: a key has a bounded length, and no text of a user. VERSION is that of
+the generator: prompt, model, catalogue (`server.keywords.keywords.Source`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+FORMAT = 1
+DEFAULT_PREFIX = "onesearch"
+DAY_S = 24 * 3600
+GENERIC_TTL_S = 7 * DAY_S
+PERSONAL_TTL_S = DAY_S
+NOTHING_TTL_S = DAY_S
+"""Of an answer without terms: the query is no merchandise, or nothing was found."""
+FAILED_TTL_S = 3600
+"""How long a query whose job is a dead letter is not asked again."""
+MADE_ENTRIES = 200_000
+DEAD_ENTRIES = 10_000
+_DIGEST_BYTES = 12
+
+
+class Keys:
+    """The keys under one prefix."""
+
+    def __init__(self, prefix: str = DEFAULT_PREFIX) -> None:
+        self._root = f"{prefix}:{FORMAT}:"
+        self.version = f"{self._root}keywords:version"
+        self.made = f"{self._root}keywords:made"
+        self.live = f"{self._root}queue:live"
+        self.warm = f"{self._root}queue:warm"
+        self.jobs = f"{self._root}queue:jobs"
+        self.later = f"{self._root}queue:later"
+        self.dead = f"{self._root}queue:dead"
+
+    def keywords(self, version: str, query: str, user_id: str | None) -> str:
+        """Where keywords of a normalised query are kept; `user_id` None: the generic ones."""
+        if user_id is None:
+            return f"{self._root}keywords:generic:{version}:{digest(query)}"
+        return f"{self._root}keywords:personal:{version}:{digest(query)}:{digest(user_id)}"
+
+
+def digest(text: str) -> str:
+    """A short name of a text: 24 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
