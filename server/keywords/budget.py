@@ -21,6 +21,7 @@ from index.errors import ConfigError
 MINUTE_S = 60.0
 DAY_S = 86_400.0
 SLOTS = 60
+LEAST_WAIT_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Window:
                 break
             missing -= spent
             if missing <= 0:
-                return max(0.0, (slot + SLOTS + 1) * self._slot_s - now)
+                # Rounding must not turn a wait into none.
+                return max(LEAST_WAIT_S, (slot + SLOTS + 1) * self._slot_s - now)
         return 0.0
 
     def add(self, amount: int, now: float) -> int:
@@ -121,20 +123,24 @@ class Budget:
         now = self._clock()
         amounts = [(window, 1) for window in self._requests]
         amounts += [(window, tokens) for window in self._tokens]
-        waits = [(window.wait_s(amount, now), window, amount) for window, amount in amounts]
-        for wait_s, window, amount in waits:
-            if wait_s is None:
-                return Shortage(
-                    f"one request may need {amount} tokens, {window.name} is {window.limit}", None
-                )
-        wait_s, window = max(
-            ((wait_s or 0.0, window) for wait_s, window, _ in waits),
-            key=lambda wait: wait[0],
-            default=(0.0, None),
-        )
-        if window is not None and wait_s > 0:
-            return Shortage(f"{window.name} ({window.limit}) is spent", wait_s)
+        problem = self.too_large(tokens)
+        if problem is not None:
+            return Shortage(problem, None)
+        longest_s, scarce = 0.0, None
+        for window, amount in amounts:
+            wait_s = window.wait_s(amount, now) or 0.0
+            if wait_s > longest_s:
+                longest_s, scarce = wait_s, window
+        if scarce is not None:
+            return Shortage(f"{scarce.name} ({scarce.limit}) is spent", longest_s)
         return Reservation(tokens, tuple(window.add(amount, now) for window, amount in amounts))
+
+    def too_large(self, tokens: int) -> str | None:
+        """Why a request of so many tokens can never be made; None if it can."""
+        for window in self._tokens:
+            if tokens > window.limit:
+                return f"one request may need {tokens} tokens, {window.name} is {window.limit}"
+        return None
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         """The request did cost `tokens`: the difference comes free, or is counted on top."""
