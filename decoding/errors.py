@@ -3,7 +3,8 @@
 OnesearchError
 ├── DeadlineExceeded    the search was not done in time
 ├── EngineOverloaded    the search was refused at once; try again after `retry_after_s`
-└── EngineClosed        the engine is going away
+├── EngineClosed        the engine is going away
+└── GenerationReplaced  the weights that the search names are no longer loaded
 """
 
 from __future__ import annotations
@@ -25,3 +26,8 @@ class EngineOverloaded(OnesearchError):
 
 class EngineClosed(OnesearchError):
     """The engine no longer takes searches."""
+
+
+class GenerationReplaced(OnesearchError):
+    """The search names weights that an engine with room for one set has replaced. Nothing was
+    searched; prepare the search again, for the live ones."""

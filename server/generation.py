@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 import torch
@@ -30,6 +30,10 @@ from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
 from server.catalogue import open_catalogue, settled_view
 from server.settings import ENVIRONMENT_PREFIX, Settings
+
+if TYPE_CHECKING:
+    # Needs vLLM, which has an environment of its own.
+    from decoding.vllm.engine import VllmGeneration
 
 IF_HELD = (
     "A server that only reads may serve it beside that one: catalogue_changes=false "
@@ -65,6 +69,21 @@ class Runners:
             self._kept = (runner, newest)
 
 
+class HeldByEngine:
+    """In the place of `Runners` where the engine holds the weights itself: what it names the
+    generation by, whatever becomes of the catalogue."""
+
+    def __init__(self, name: VllmGeneration) -> None:
+        self.newest = name
+
+    def of(self, view: CatalogueView) -> VllmGeneration:
+        """The same for all views."""
+        return self.newest
+
+    def rebase(self, view: CatalogueView) -> None:
+        """Tries travel with searches: nothing to do."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
     """An opened pair. Safe to share between threads; only its catalogue changes.
@@ -76,8 +95,8 @@ class Generation:
     checkpoint: Checkpoint
     prompts: QueryPrompts
     weights: RescoringWeights
-    runners: Runners | None = None
-    """What the native engine searches it with; None leaves that to the engine."""
+    runners: Runners | HeldByEngine | None = None
+    """What the engine searches it with; None where nobody searches it yet."""
 
     @classmethod
     def open(
@@ -152,6 +171,10 @@ class Generation:
             self.catalogue.on_merge = runners.rebase
         return replace(self, runners=runners)
 
+    def named(self, name: VllmGeneration) -> Generation:
+        """The same for an engine that holds the weights itself and names it so."""
+        return replace(self, runners=HeldByEngine(name))
+
     @property
     def catalogue(self) -> LiveCatalogue | None:
         """What takes changes, if anything does."""
@@ -163,11 +186,11 @@ class Generation:
         return self.source.view if isinstance(self.source, LiveCatalogue) else self.source
 
     @property
-    def runner(self) -> Runner | None:
+    def runner(self) -> Runner | VllmGeneration | None:
         """What searches the catalogue as it is now."""
         return None if self.runners is None else self.runners.newest
 
-    def runner_of(self, view: CatalogueView) -> Runner | None:
+    def runner_of(self, view: CatalogueView) -> Runner | VllmGeneration | None:
         """What searches one of the catalogue's views."""
         return None if self.runners is None else self.runners.of(view)
 

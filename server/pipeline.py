@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from decoding.engine import Engine, EngineStats, Hypotheses, Prompt
-from decoding.errors import DeadlineExceeded, EngineOverloaded
+from decoding.errors import DeadlineExceeded, EngineOverloaded, GenerationReplaced
 from index.items import ItemFilter
 from index.live.catalogue import CatalogueBusy, CatalogueClosed
 from index.live.changes import Change
@@ -104,6 +104,7 @@ class Pipeline:
         self._metrics = metrics
         self._log = log
         self._closing: set[asyncio.Task[None]] = set()
+        self._promoting = asyncio.Lock()
         self._threads = ThreadPoolExecutor(settings.worker_threads, "onesearch-search")
         self._embeddings: LruCache[tuple[str, str], NDArray[np.float32]] = LruCache(
             settings.query_cache_entries
@@ -114,6 +115,18 @@ class Pipeline:
     ) -> SearchResponse:
         """Answer one request by `deadline` (monotonic seconds), degraded if need be."""
         watch = Stopwatch(self._metrics)
+        while True:
+            try:
+                return await self._search(request, request_id, deadline, watch)
+            except GenerationReplaced:
+                # Its engine holds one set of weights, and now another. As soon as that is live,
+                # prepare again: prompt and prior are of the generation.
+                async with self._promoting:
+                    continue
+
+    async def _search(
+        self, request: SearchRequest, request_id: str, deadline: float, watch: Stopwatch
+    ) -> SearchResponse:
         with self._generations.pin() as generation:
             # Whatever changes from here on, this search sees one catalogue.
             view = generation.view
@@ -201,10 +214,11 @@ class Pipeline:
         A generation of the same snapshot goes on with the live catalogue. Running searches end on
         theirs; the event is set when the last of them has.
         """
-        old = self._generations.live
-        generation = await self._in_thread(generation.succeeding, old)
-        await self._engine.swap(generation.runner)
-        drained = self._generations.promote(generation)
+        async with self._promoting:
+            old = self._generations.live
+            generation = await self._in_thread(generation.succeeding, old)
+            await self._engine.swap(generation.runner)
+            drained = self._generations.promote(generation)
         if old.source is not generation.source:
             closing = asyncio.create_task(_close_after(drained, old))
             self._closing.add(closing)
@@ -301,6 +315,8 @@ class Pipeline:
             return Found(None, ("engine_deadline",))
         except EngineOverloaded:
             return Found(None, ("engine_overload",))
+        except GenerationReplaced:
+            raise
         except Exception:  # noqa: BLE001  whatever broke in there, retrieval can still answer
             self._log.exception("engine failed", request_id=request_id)
             return Found(None, ("engine_error",))

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,6 +28,8 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_CHAMPION = Path("var/champion.json")
 DEFAULT_BEAM_WIDTH = 128
+VLLM_CACHE_GB = 1.0
+VLLM_MEMORY_SHARE = 0.5
 DEFAULT_TIMEOUT_S = 2.0
 RANKING_RESERVE_S = 0.05
 RANKING_RESERVE_SHARE = 0.25
@@ -61,6 +63,10 @@ KEYWORD_CONCURRENCY = 2
 KEYWORD_BATCH = 32
 KEYWORD_LEASE_S = 15.0
 KEYWORD_DRAIN_S = 60.0
+KEYWORD_LLM_TEMPERATURE = 0.2
+KEYWORD_LLM_TOKENS = 512
+KEYWORD_LLM_CONCURRENCY = 8
+KEYWORD_LLM_TIMEOUT_S = 90.0
 
 
 class Settings(BaseSettings):
@@ -77,8 +83,9 @@ class Settings(BaseSettings):
     champion: Path = Field(
         DEFAULT_CHAMPION, description="JSON {snapshot, checkpoint}, used when neither is given"
     )
-    engine: Literal["native", "vllm"] = "native"
-
+    engine: Literal["native", "vllm"] = Field(
+        "native", description="vllm: in its own environment, docs/vllm.md"
+    )
     engine_device: Literal["cpu", "cuda"] = "cpu"
     engine_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -86,7 +93,13 @@ class Settings(BaseSettings):
         "measured to be clearly faster",
     )
     engine_threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of the native engine; half the cores if not given"
+        None, ge=1, le=1024, description="threads of the engine; half the cores if not given"
+    )
+    vllm_cache_gb: float = Field(
+        VLLM_CACHE_GB, gt=0, le=1024, description="vLLM's keys and values, on a CPU"
+    )
+    vllm_memory_share: float = Field(
+        VLLM_MEMORY_SHARE, gt=0, le=1, description="of a GPU that vLLM takes"
     )
 
     beam_width: int = Field(DEFAULT_BEAM_WIDTH, ge=1, le=1024, description="when not asked for")
@@ -174,6 +187,30 @@ class Settings(BaseSettings):
     )
     keyword_generator: Literal["statistical", "llm", "null"] = Field(
         "statistical", description="what `onesearch worker` makes keywords with"
+    )
+    keyword_dataset: Path | None = Field(
+        None, description="dataset whose clicks the statistical generator learns from"
+    )
+    keyword_llm_url: str | None = Field(
+        None, description="of an OpenAI-compatible service, e.g. http://127.0.0.1:8000/v1"
+    )
+    keyword_llm_model: str | None = Field(None, description="what the service calls the model")
+    keyword_llm_key: SecretStr | None = Field(None, description="sent as a bearer token")
+    keyword_llm_temperature: float = Field(KEYWORD_LLM_TEMPERATURE, ge=0, le=2)
+    keyword_llm_max_tokens: int = Field(
+        KEYWORD_LLM_TOKENS, ge=1, le=100_000, description="of one reply"
+    )
+    keyword_llm_concurrency: int = Field(
+        KEYWORD_LLM_CONCURRENCY, ge=1, le=10_000, description="calls at the same time"
+    )
+    keyword_llm_timeout_s: float = Field(
+        KEYWORD_LLM_TIMEOUT_S, gt=0, le=3600, description="of one call"
+    )
+    keyword_llm_requests_per_minute: int | None = Field(None, ge=1)
+    keyword_llm_tokens_per_minute: int | None = Field(None, ge=1)
+    keyword_llm_tokens_per_day: int | None = Field(None, ge=1)
+    keyword_llm_extra: dict[str, Any] = Field(
+        {}, description="further fields of the service's request body"
     )
     keyword_concurrency: int = Field(
         KEYWORD_CONCURRENCY, ge=1, le=1000, description="batches at the same time in one worker"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from structlog.typing import FilteringBoundLogger
 
 from decoding.native.engine import NativeEngine
-from decoding.native.runner import default_threads
+from decoding.native.runner import Runner, default_threads
 from index.live.catalogue import LiveSettings
 from server.access import takes_changes
 from server.context import InMemoryUserContexts
@@ -17,6 +18,9 @@ from server.generation import Generation, Generations
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from decoding.vllm.engine import VllmEngine
 
 
 async def start_pipeline(
@@ -30,15 +34,23 @@ async def start_pipeline(
 
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
-    threads = settings.engine_threads or default_threads()
-    # Now already: what is measured while loading is measured as it will be run.
-    torch.set_num_threads(threads)
-    generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
-    assert generation.runner is not None
-    engine = NativeEngine(generation.runner, threads=threads)
+    if settings.engine == "vllm":
+        generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
+        try:
+            engine, generation = await _start_vllm(settings, generation)
+        except BaseException:
+            generation.close()
+            raise
+    else:
+        threads = settings.engine_threads or default_threads()
+        # Now already: what is measured while loading is measured as it will be run.
+        torch.set_num_threads(threads)
+        generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
+        assert isinstance(generation.runner, Runner)
+        engine = await NativeEngine(generation.runner, threads=threads).start()
     return Pipeline(
         Generations(generation),
-        await engine.start(),
+        engine,
         InMemoryUserContexts(settings.remembered_users, settings.remembered_items),
         settings,
         metrics,
@@ -47,8 +59,9 @@ async def start_pipeline(
 
 
 def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Generation:
-    """A pair with its weights, as the native engine serves it; its catalogue takes changes where
-    the settings let somebody send them. Raises like `Generation.open`."""
+    """A pair as the engine of the settings serves it: with its weights for the native one, named
+    for vLLM's, which loads them when it swaps. Its catalogue takes changes where the settings let
+    somebody send them. Raises like `Generation.open`."""
     changes = _merging(settings) if takes_changes(settings) else None
     generation = Generation.open(
         snapshot,
@@ -58,10 +71,41 @@ def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Gen
         changes=changes,
     )
     try:
+        if settings.engine == "vllm":
+            from decoding.vllm.engine import VllmGeneration
+
+            return generation.named(
+                VllmGeneration(generation.checkpoint.path, generation.view.base.trie)
+            )
         return generation.with_runner(settings.engine_device, settings.engine_dtype)
     except BaseException:
         generation.close()
         raise
+
+
+async def _start_vllm(settings: Settings, generation: Generation) -> tuple[VllmEngine, Generation]:
+    """The engine, and the generation by the name that the engine has for it."""
+    # Needs vLLM, which has an environment of its own.
+    from decoding.vllm.engine import VllmEngine
+    from decoding.vllm.settings import VllmSettings
+
+    on_gpu = settings.engine_device == "cuda"
+    dtype = settings.engine_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if on_gpu else "float32"
+    engine = await VllmEngine.open(
+        generation.checkpoint.path,
+        generation.view.base.trie,
+        VllmSettings(
+            device=settings.engine_device,
+            dtype=dtype,
+            kv_cache_gb=settings.vllm_cache_gb,
+            gpu_memory_share=settings.vllm_memory_share,
+            threads=settings.engine_threads or default_threads(),
+        ),
+        verify=False,
+    )
+    return engine, generation.named(engine.live)
 
 
 def _merging(settings: Settings) -> LiveSettings:

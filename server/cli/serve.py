@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -65,8 +66,11 @@ serve.__doc__ = f"{serve.__doc__} Without both paths it serves what {DEFAULT_CHA
 
 def run_server(settings: Settings) -> None:
     """Serve until a signal. Raises ConfigError or ArtifactError before the first request."""
-    if settings.engine == "vllm":
-        raise ConfigError("this build has no vLLM engine yet; use --engine native")
+    if settings.engine == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(
+            "--engine vllm: vLLM is not installed in this environment; make one that has it with "
+            "`make vllm-env` and start .venv-vllm/bin/onesearch (docs/vllm.md)"
+        )
     # What needs torch is imported here: wrong settings are told without waiting for it.
     from server.generation import chosen_paths
 
@@ -139,6 +143,7 @@ async def _serve(
     log.info(
         "serving",
         url=url,
+        engine=settings.engine,
         load_s=round(time.monotonic() - started, 2),
         **serving,
     )

@@ -39,7 +39,6 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["serve", "--port", "x"], "--port"),
         (["serve", "--port", "70000"], "port (ONESEARCH_PORT)"),
         (["serve", "--nope"], "--nope"),
-        (["serve", "--engine", "vllm"], "no vLLM engine yet"),
         (["serve", "--engine", "other"], "engine"),
         (["serve", "--config", "/none.toml"], "is not there"),
         (["serve", "--snapshot", "/none"], "--checkpoint is missing"),

@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from index.errors import ConfigError
+from server.cli import serve
 from server.cli.serve import HEAD_BYTES, bind, loop_factory
+from server.settings import Settings
 
 STARTING_S = 60
 # A test run in the background inherits an ignored SIGINT; the server under test must not.
@@ -115,3 +117,9 @@ def test_a_port_is_free_again_after_its_socket_closes():
         with socket.create_connection(("127.0.0.1", port)):
             pass
     bind("127.0.0.1", port).close()
+
+
+def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"`make vllm-env` and start \.venv-vllm/bin/onesearch"):
+        serve.run_server(Settings(engine="vllm"))
