@@ -45,6 +45,8 @@ COMMANDS = {
     "train": Command("server.cli.train", "app", "Train checkpoints, stage by stage."),
     "evaluate": Command("server.cli.evaluate", "evaluate", "Measure rankings on judgments."),
     "serve": Command("server.cli.serve", "serve", "Answer searches over HTTP."),
+    "worker": Command("server.cli.worker", "worker", "Make keywords for queries that wait."),
+    "keywords": Command("server.cli.keywords", "app", "Warm up, show and mend keywords."),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),
     "doctor": Command("server.cli.doctor", "doctor", "Check this machine and say what to do."),

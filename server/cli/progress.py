@@ -5,85 +5,46 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from index.encoder import TextEncoder
 from index.errors import ConfigError
 from models.training.codec import PUBLISHED, CodecSettings
 from models.training.sft import Progress as SftStep
+from server.cli.bar import Bar
 
 _SIZES = re.compile(r"(\d+(?:-\d+)*)(?:\+(\d+)-(\d+))?")
 
 
-class _Bar:
-    """One rich progress bar on standard error; plain lines where it is no terminal."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=False,
-        )
-        self._console = console
-        self._last_line = -1.0
-
-    def __enter__(self):
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def _plain(self, share: float, text: str) -> None:
-        """Without a terminal: one line for each tenth of the work."""
-        if not self._console.is_terminal and share - self._last_line >= 0.1:
-            self._last_line = share
-            self._console.print(text, highlight=False)
-
-
-class BuildProgress(_Bar):
+class BuildProgress(Bar):
     """Phases of an index build, the encoder's training with its loss."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._task = self._bar.add_task("reading", total=None, note="")
+        self._task = self.bar.add_task("reading", total=None, note="")
         self._phase = ""
 
     def show(self, phase: str, done: int, total: int, loss: float) -> None:
         if phase != self._phase:
-            self._phase, self._last_line = phase, -1.0
+            self._phase, self.last_line = phase, -1.0
             if phase != "encoder":
-                self._console.print(f"{phase} …", highlight=False)
+                self.console.print(f"{phase} …", highlight=False)
         note = f"loss {loss:.3f}" if loss else ""
         size = total if phase == "encoder" else None
-        self._bar.update(self._task, description=phase, completed=done, total=size, note=note)
+        self.bar.update(self._task, description=phase, completed=done, total=size, note=note)
         if phase == "encoder":
-            self._plain(done / total, f"encoder: step {done}/{total}, loss {loss:.3f}")
+            self.plain(done / total, f"encoder: step {done}/{total}, loss {loss:.3f}")
 
 
-class TrainingProgress(_Bar):
+class TrainingProgress(Bar):
     """Steps, loss, examples a second and time left."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._task = self._bar.add_task("starting", total=None, note="")
+        self._task = self.bar.add_task("starting", total=None, note="")
 
     def announce(self, message: str) -> None:
-        self._bar.update(self._task, description=message)
-        self._console.print(f"{message} …", highlight=False)
+        self.bar.update(self._task, description=message)
+        self.console.print(f"{message} …", highlight=False)
 
     def show(self, step: SftStep) -> None:
         minutes, seconds = divmod(int(step.left_s), 60)
@@ -91,7 +52,7 @@ class TrainingProgress(_Bar):
             f"loss {step.loss:.3f}, {step.examples_per_s:,.0f} examples/s, "
             f"{minutes}:{seconds:02d} left"
         )
-        self._bar.update(
+        self.bar.update(
             self._task,
             description=f"stage {step.stage}, step {step.step}/{step.planned_steps}",
             completed=step.step,
@@ -99,7 +60,7 @@ class TrainingProgress(_Bar):
             note=note,
         )
         share = step.step / max(step.planned_steps, 1)
-        self._plain(share, f"step {step.step}/{step.planned_steps}: {note}")
+        self.plain(share, f"step {step.step}/{step.planned_steps}: {note}")
 
 
 def parse_layout(text: str, *, balance: bool, seed: int) -> CodecSettings | None:

@@ -2,8 +2,8 @@
 
 At least once: a job stays in Redis until its answer is stored, and is handed out again when its
 worker has not been heard of for `lease_s`. Once at the door: a query that waits, is worked on or
-waits for its next attempt is not let in again. Bounded: past `limit` jobs nobody gets in; warming up
-stops before, so that searches find room. Live jobs are handed out before warm ones.
+waits for its next attempt is not let in again. Bounded: past `limit` jobs nobody gets in; warming
+up stops before, so that searches find room. Live jobs are handed out before warm ones.
 
 Every step is one script (`server/redis/scripts.py`) and one round trip.
 """
@@ -147,7 +147,7 @@ class KeywordQueue:
                 keys.append("" if version is None else self._store_key(version, job))
                 arguments += (job.id, job_to_json(job))
             found = await self._redis.script(scripts.DOOR, keys, arguments)
-            answers += [cast(Entry, answer.decode()) for answer in found]
+            answers.extend(cast(Entry, answer.decode()) for answer in found)
         return answers
 
     async def take(self, count: int, *, reclaim: bool = False) -> Taken:

@@ -1,0 +1,176 @@
+"""`onesearch worker`: makes keywords for the queries that wait, until told to end.
+
+SIGTERM and Ctrl-C drain: no new jobs, those in hand are finished, the status is 0. A second signal
+ends at once; its jobs go to another worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+import typer
+
+from index.errors import ConfigError
+from server import settings as settings_of
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.keywords.metrics import WorkerMetrics
+
+EXIT_AT_ONCE = 130
+METRICS_HOST = "127.0.0.1"
+
+
+def worker(
+    generator: Annotated[
+        str | None, typer.Option(help="statistical (default), llm or null.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Batches at the same time.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Jobs in a batch.")] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Snapshot directory; the champion's if not given.")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Dataset whose clicks the statistical generator learns.")
+    ] = None,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="End when no job is left.")
+    ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve /metrics there; 0 takes a free port."),
+    ] = None,
+    null_delay_s: Annotated[
+        float, typer.Option(min=0, help="How long the null generator takes for a batch.")
+    ] = 0.0,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; ONESEARCH_CONFIG names one too.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="At the end, print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Make keywords for queries that searches missed or `keywords warm` entered."""
+    settings = settings_of.load(
+        config,
+        keyword_generator=generator,
+        keyword_concurrency=concurrency,
+        keyword_batch=batch,
+        snapshot=snapshot,
+        keyword_dataset=dataset,
+    )
+    from server.cli.serve import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        tally = runner.run(_work(settings, until_empty, metrics_port, null_delay_s))
+    if as_json:
+        typer.echo(orjson.dumps(tally).decode())
+
+
+def chosen_snapshot(settings: Settings) -> Path | None:
+    """The snapshot that keywords are about: as given, else the champion's, else None."""
+    if settings.snapshot is not None:
+        return settings.snapshot
+    if not settings.champion.is_file():
+        return None
+    from server.generation import read_champion
+
+    return read_champion(settings.champion)[0]
+
+
+async def _work(
+    settings: Settings, until_empty: bool, metrics_port: int | None, null_delay_s: float
+) -> dict[str, Any]:
+    from server.keywords.generators import open_generator
+    from server.keywords.metrics import WorkerMetrics
+    from server.keywords.queue import KeywordQueue
+    from server.keywords.store import KeywordStore
+    from server.keywords.worker import Worker, WorkerPlan, worker_error
+    from server.logs import forward_standard_logging, make_logger
+    from server.redis.keys import Keys
+    from server.redis.opening import open_redis
+
+    log = make_logger(settings.log_level)
+    keys = Keys(settings.redis_prefix)
+    stop = asyncio.Event()
+    async with open_redis(settings) as redis:
+        store = KeywordStore(redis, keys)
+        queue = KeywordQueue(
+            redis,
+            keys,
+            limit=settings.keyword_queue_limit,
+            lease_s=settings.keyword_lease_s,
+            consumer=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        )
+        async with open_generator(
+            settings, chosen_snapshot(settings), store, null_delay_s
+        ) as generator:
+            metrics = WorkerMetrics(generator.name)
+            plan = WorkerPlan(
+                concurrency=settings.keyword_concurrency,
+                batch=settings.keyword_batch,
+                lease_s=settings.keyword_lease_s,
+                drain_s=settings.keyword_drain_s,
+                until_empty=until_empty,
+            )
+            forward_standard_logging(log)
+            one = Worker(queue, store, keys, generator, metrics, log, plan)
+            end_with_signals(stop)
+            with _exposed(metrics, metrics_port) as port:
+                log.info(
+                    "working", generator=generator.name, version=generator.version, metrics=port
+                )
+                try:
+                    tally = await one.run(stop)
+                except BaseExceptionGroup as group:
+                    error = worker_error(group)
+                    if error is None:
+                        raise
+                    raise error from None
+            log.info("ended", **asdict(tally))
+    return asdict(tally) | {"generator": generator.name, "version": generator.version}
+
+
+def end_with_signals(stop: asyncio.Event) -> None:
+    """The first SIGTERM or SIGINT sets `stop`, the second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        if stop.is_set():
+            os._exit(EXIT_AT_ONCE)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+
+
+@contextmanager
+def _exposed(metrics: WorkerMetrics, port: int | None) -> Generator[int | None, None, None]:
+    """Serve a worker's metrics on 127.0.0.1; the port, None without."""
+    if port is None:
+        yield None
+        return
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(port, METRICS_HOST, metrics.registry)
+    except OSError as error:
+        raise ConfigError(f"--metrics-port {port}: {error.strerror}; choose another") from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,100 @@
+"""The generator that the settings name, ready for work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from index import artifact
+from index.errors import ConfigError
+from server.keywords.generator import KeywordGenerator, NullGenerator
+from server.keywords.keywords import KeywordRequest, Keywords
+from server.keywords.store import KeywordStore
+from server.redis.connection import RedisUnavailable
+from server.settings import Settings
+
+
+@asynccontextmanager
+async def open_generator(
+    settings: Settings, snapshot: Path | None, store: KeywordStore, null_delay_s: float = 0.0
+) -> AsyncGenerator[KeywordGenerator, None]:
+    """The generator of `keyword_generator`; closed at the end.
+
+    The statistical one needs a snapshot. `store`: where the LLM finds generic keywords made before.
+    Raises ConfigError for settings that are missing or wrong, ArtifactError for the snapshot.
+    """
+    kind = settings.keyword_generator
+    if kind == "null":
+        yield NullGenerator(null_delay_s)
+    elif kind == "statistical":
+        if snapshot is None:
+            raise ConfigError("the statistical generator needs --snapshot, or a champion to serve")
+        yield await asyncio.to_thread(_statistical, snapshot, settings)
+    else:
+        async with _llm(settings, snapshot, store) as generator:
+            yield generator
+
+
+def _statistical(path: Path, settings: Settings) -> KeywordGenerator:
+    # What needs the index is imported here: other generators start without it.
+    from index.dataset import Dataset
+    from index.snapshot import Snapshot
+    from server.keywords.associations import Associations, clicks_of
+    from server.keywords.statistical import StatisticalGenerator
+    from server.keywords.vocabulary import Vocabulary
+
+    snapshot = Snapshot.open(path, verify=settings.verify)
+    vocabulary = Vocabulary.build(snapshot)
+    associations = None
+    if settings.keyword_dataset is not None:
+        dataset = Dataset.open(settings.keyword_dataset, verify=settings.verify)
+        associations = Associations.build(clicks_of(dataset, snapshot.items), vocabulary)
+    return StatisticalGenerator(snapshot, associations, vocabulary=vocabulary)
+
+
+@asynccontextmanager
+async def _llm(
+    settings: Settings, snapshot: Path | None, store: KeywordStore
+) -> AsyncGenerator[KeywordGenerator, None]:
+    from server.keywords.budget import Budget
+    from server.keywords.chat import ChatSettings
+    from server.keywords.llm import LlmGenerator
+
+    if settings.keyword_llm_url is None or settings.keyword_llm_model is None:
+        raise ConfigError(
+            "the llm generator needs keyword_llm_url and keyword_llm_model "
+            "(ONESEARCH_KEYWORD_LLM_URL, ONESEARCH_KEYWORD_LLM_MODEL)"
+        )
+    chat = ChatSettings(
+        settings.keyword_llm_url,
+        settings.keyword_llm_model,
+        settings.keyword_llm_key,
+        temperature=settings.keyword_llm_temperature,
+        max_tokens=settings.keyword_llm_max_tokens,
+        concurrency=settings.keyword_llm_concurrency,
+        read_timeout_s=settings.keyword_llm_timeout_s,
+        total_timeout_s=settings.keyword_llm_timeout_s,
+        extra=settings.keyword_llm_extra,
+    )
+    budget = Budget(
+        settings.keyword_llm_requests_per_minute,
+        settings.keyword_llm_tokens_per_minute,
+        settings.keyword_llm_tokens_per_day,
+    )
+
+    async def generic(request: KeywordRequest) -> Keywords | None:
+        try:
+            [stored] = await store.read(generator.version, request.normalised, (None,))
+        except RedisUnavailable:
+            # Then the model is asked for them again.
+            return None
+        return None if stored is None else stored.keywords
+
+    version = "" if snapshot is None else artifact.read(snapshot, "snapshot", verify=False).version
+    generator = LlmGenerator(chat, budget, catalogue_version=version, generic=generic)
+    try:
+        yield generator
+    finally:
+        await generator.aclose()
