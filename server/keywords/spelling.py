@@ -18,7 +18,9 @@ from index.lexical import LexicalIndex
 from index.text import words
 from server.keywords.cues import STOP_WORDS
 
-MIN_LETTERS = 4
+MIN_LETTERS = 3
+MIN_EDITABLE_LETTERS = 4
+"""In a shorter word a letter may be missing or two be swapped, but none is taken away."""
 MIN_FREQUENCY = 2
 """A word of fewer items is no safe correction."""
 MIN_PART_LETTERS = 3
@@ -33,7 +35,7 @@ _PARTED = -1.0
 _FUNCTION_WORD_SHARE = 0.01
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-_WORD = re.compile(r"(?<![\w'’-])[a-z]{4,}(?![\w'’])")
+_WORD = re.compile(r"(?<![\w'’-])[a-z]{3,}(?![\w'’])")
 # Words a query may have that no title has.
 _FUNCTION_WORDS = STOP_WORDS | frozenset(
     ("without", "except", "under", "below", "above", "over", "between", "women", "kids", "cheap")
@@ -145,10 +147,11 @@ def _edits(word: str) -> Iterator[tuple[str, float]]:
         prior = _FIRST_LETTER if i == 0 else 0.0
         rest = word[i + 1 :]
         doubled = i > 0 and word[i - 1] == word[i]
-        yield word[:i] + rest, prior + (_DOUBLED if doubled else 0.0)
+        if len(word) >= MIN_EDITABLE_LETTERS:
+            yield word[:i] + rest, prior + (_DOUBLED if doubled else 0.0)
         if rest and rest[0] != word[i]:
             yield word[:i] + rest[0] + word[i] + rest[1:], prior + _SWAP
-        for letter in _ALPHABET:
+        for letter in _ALPHABET if len(word) >= MIN_EDITABLE_LETTERS else "":
             if letter != word[i]:
                 vowel = letter in vowels and word[i] in vowels
                 yield word[:i] + letter + rest, prior + (_VOWEL if vowel else 0.0)

@@ -35,14 +35,17 @@ RULES_VERSION = "1"
 
 @dataclass(frozen=True, slots=True)
 class ExpansionSettings:
-    """How much is proposed, and what counts how much. Chosen on validation queries."""
+    """How many items give feedback, how many concepts they propose, what counts how much.
+
+    The defaults were chosen on validation queries (docs/keywords.md). Feedback of BM25 adds nothing
+    to that of dense search there, so it is off.
+    """
 
     feedback_items: int = 20
     max_proposals: int = 3
-    lexical_weight: float = 1.0
+    lexical_weight: float = 0.0
     dense_weight: float = 1.0
     click_weight: float = 1.0
-    min_score: float = 0.0
 
 
 class StatisticalGenerator:
@@ -130,8 +133,7 @@ class StatisticalGenerator:
         if self._associations is not None and settings.click_weight:
             clicked = self._associations.expand(text, vocabulary)
             sources.append((settings.click_weight, clicked))
-        found = propose(sources, refusal, vocabulary, settings.max_proposals)
-        return [proposal for proposal in found if proposal.score >= settings.min_score]
+        return propose(sources, refusal, vocabulary, settings.max_proposals)
 
     def _finish(
         self,
