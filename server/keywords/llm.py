@@ -50,6 +50,7 @@ from server.keywords.reply import (
     schema,
     terms_of,
 )
+from server.keywords.vocabulary import Vocabulary
 
 NAME = "llm"
 ANSWERED = "answered"
@@ -105,9 +106,10 @@ class LlmStats:
 class LlmGenerator:
     """A KeywordGenerator. Used on one event loop, closed with `aclose`.
 
-    `catalogue_version` is part of the source. `generic` finds generic keywords made before, so that
-    a personalised request need not have its query understood again. `observe` is told of each
-    call.
+    `catalogue_version` is part of the source. With a `vocabulary` only terms whose words the
+    catalogue has are kept, in its order, and its version is the catalogue's. `generic`
+    finds generic keywords made before, so that a personalised request need not have its query
+    understood again. `observe` is told of each call.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class LlmGenerator:
         breaker: CircuitBreaker | None = None,
         *,
         catalogue_version: str = "",
+        vocabulary: Vocabulary | None = None,
         generic: GenericLookup | None = None,
         observe: Callable[[Call], None] | None = None,
         clock: Callable[[], float] = time.time,
@@ -124,6 +127,7 @@ class LlmGenerator:
         self._settings = settings
         self._budget = budget or Budget()
         self._breaker = breaker or CircuitBreaker()
+        self._vocabulary = vocabulary
         self._generic = generic
         self._observe = observe
         self._clock = clock
@@ -139,6 +143,8 @@ class LlmGenerator:
         self._repairs = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        if vocabulary is not None:
+            catalogue_version = catalogue_version or vocabulary.version
         self._source = Source(
             NAME, settings.model, self._prompt_version(), catalogue_version, settings.temperature
         )
@@ -199,8 +205,10 @@ class LlmGenerator:
         if request.locale:
             data["locale"] = request.locale
         reply = await self._ask(Understanding, self._understanding, data)
-        analysis = analysis_of(reply, query)
-        terms = terms_of(reply.keywords, analysis.excluded) if analysis.merchandise else ()
+        analysis = analysis_of(reply, query, self._vocabulary)
+        terms = ()
+        if analysis.merchandise:
+            terms = terms_of(reply.keywords, analysis.excluded, self._vocabulary)
         return Keywords(query, terms, analysis.excluded, analysis, self._source, self._clock())
 
     async def _calibrate(self, request: KeywordRequest, generic: Keywords) -> Keywords:
@@ -218,7 +226,8 @@ class LlmGenerator:
                 "clicked_titles": _latest(request.clicked_titles),
             }
             reply = await self._ask(Calibration, self._calibration, data)
-            terms = _grounded(terms_of(reply.keywords, generic.excluded), request, generic)
+            terms = terms_of(reply.keywords, generic.excluded, self._vocabulary)
+            terms = _grounded(terms, request, generic)
         return Keywords(
             generic.query,
             terms,

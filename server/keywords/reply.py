@@ -8,7 +8,9 @@ attribute types; unknown fields are dropped), then only what a search can use is
 - exclusions that the query's own wording rules out (server.keywords.negation), and of the model's
   those that stand in the query and that the model does not itself ask for: a wrong one would hide
   what the shopper wants;
-- no term that holds what is excluded; nothing at all where the shop cannot answer.
+- no term that holds what is excluded; nothing at all where the shop cannot answer;
+- with a catalogue's vocabulary: its spelling and order of terms (server.keywords.extraction), and
+  no term with a word that no item has.
 So a text that talks the model into something changes its own query's terms only.
 """
 
@@ -23,8 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.attribute_types import AttributeType
 from index.text import normalise, words
+from server.keywords.analysis import values_of
+from server.keywords.extraction import clean_terms
 from server.keywords.keywords import MAX_TERMS, Analysis, Attribute, Intent
 from server.keywords.negation import split_negations
+from server.keywords.vocabulary import Vocabulary
 
 MAX_TERM_LENGTH = 64
 MAX_TERM_WORDS = 6
@@ -140,18 +145,16 @@ def _closed(raw: Any, definitions: dict[str, Any], lengths: bool) -> Any:
     return closed
 
 
-def analysis_of(reply: Understanding, query: str) -> Analysis:
+def analysis_of(reply: Understanding, query: str, vocabulary: Vocabulary | None = None) -> Analysis:
     """What the reply says of `query` (in normal form), as far as it can be so."""
-    intents = tuple(dict.fromkeys(reply.intents))
-    if intents == (Intent.NON_MERCHANDISE,):
-        return Analysis(intents=intents, merchandise=False)
-    refused = split_negations(query, _knows_nothing, lambda text: 0).refused
-    excluded = tuple(dict.fromkeys((*_usable(refused), *_ruled_out(reply, query))))
+    said = set(reply.intents)
+    if said == {Intent.NON_MERCHANDISE} and not reply.keywords:
+        return Analysis(intents=(Intent.NON_MERCHANDISE,), merchandise=False)
+    excluded = tuple(dict.fromkeys((*_refused(query, vocabulary), *_ruled_out(reply, query))))
+    if excluded:
+        said.add(Intent.NEGATION)
     intents = tuple(
-        intent
-        for intent in Intent
-        if (intent in intents and intent is not Intent.NON_MERCHANDISE)
-        or (intent is Intent.NEGATION and excluded)
+        intent for intent in Intent if intent in said and intent is not Intent.NON_MERCHANDISE
     )
     attributes = dict.fromkeys(
         Attribute(attribute.type, value)
@@ -160,12 +163,31 @@ def analysis_of(reply: Understanding, query: str) -> Analysis:
         if _named(value, query) and not holds(value, excluded)
     )
     return Analysis(
-        intents=intents,
+        intents=intents or (Intent.PRODUCT,),
         categories=_without(reply.categories, excluded),
         attributes=tuple(attributes),
         topics=_without(reply.topics, excluded),
         excluded=excluded,
     )
+
+
+def terms_of(
+    keywords: Iterable[str], excluded: Sequence[str], vocabulary: Vocabulary | None = None
+) -> tuple[str, ...]:
+    """The keywords that a search can use, at most MAX_TERMS, in their or the vocabulary's order."""
+    terms = _without(keywords, excluded)
+    if vocabulary is not None:
+        known = [term for term in terms if vocabulary.phrase_popularity(term) > 0]
+        terms = clean_terms(known, excluded, vocabulary)
+    return terms[:MAX_TERMS]
+
+
+def _refused(query: str, vocabulary: Vocabulary | None) -> tuple[str, ...]:
+    """What the wording of the query rules out."""
+    if vocabulary is None:
+        return _usable(split_negations(query, _knows_nothing, lambda text: 0).refused)
+    refused = split_negations(query, vocabulary.neighbours, vocabulary.phrase_length).refused
+    return _usable(value for phrase in refused for value in values_of(phrase, vocabulary))
 
 
 def _ruled_out(reply: Understanding, query: str) -> list[str]:
@@ -185,11 +207,6 @@ def _ruled_out(reply: Understanding, query: str) -> list[str]:
 
 def _knows_nothing(cue: str, following: str) -> bool:
     return False
-
-
-def terms_of(keywords: Iterable[str], excluded: Sequence[str]) -> tuple[str, ...]:
-    """The keywords that a search can use, in their order, at most MAX_TERMS."""
-    return _without(keywords, excluded)[:MAX_TERMS]
 
 
 def holds(term: str, excluded: Iterable[str]) -> bool:

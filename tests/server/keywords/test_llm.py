@@ -235,7 +235,7 @@ def test_answers_are_in_the_order_of_the_requests(serve: Serve, ask: Run) -> Non
     got = ask(*(KeywordRequest(f"shoe {n}") for n in range(10)), concurrency=3)
     assert failed(got.pop(3)).failure is Failure.UNAVAILABLE
     assert [found(answer).terms for answer in got] == [(f"shoe {n}",) for n in range(10) if n != 3]
-    assert server.most_open == 3
+    assert 1 < server.most_open <= 3
 
 
 def test_a_personalised_request_is_calibrated(serve: Serve, ask: Run) -> None:

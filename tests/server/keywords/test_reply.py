@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.attribute_types import AttributeType
+from index.snapshot import Snapshot
 from server.keywords.keywords import MAX_TERMS, Attribute, Intent
 from server.keywords.reply import (
     Calibration,
@@ -21,6 +23,7 @@ from server.keywords.reply import (
     schema,
     terms_of,
 )
+from server.keywords.vocabulary import Vocabulary
 
 GOOD: dict[str, Any] = {
     "intents": ["product"],
@@ -177,14 +180,24 @@ def test_only_attributes_that_the_query_names(
 
 
 def test_what_no_product_can_answer_has_nothing_else() -> None:
-    found = analysis_of(reply(intents=["non-merchandise"]), "where is my red order")
+    found = analysis_of(reply(intents=["non-merchandise"], keywords=[]), "where is my red order")
     assert found.intents == (Intent.NON_MERCHANDISE,)
     assert not found.merchandise
     assert (found.categories, found.attributes, found.topics) == ((), (), ())
-    # Not if the model itself names another intent.
-    found = analysis_of(reply(intents=["non-merchandise", "product"]), "red shoes")
-    assert found.intents == (Intent.PRODUCT,)
-    assert found.merchandise
+    # Not if the model itself names another intent, or keywords.
+    for intents in (["non-merchandise", "product"], ["non-merchandise"]):
+        found = analysis_of(reply(intents=intents), "red shoes")
+        assert found.intents == (Intent.PRODUCT,)
+        assert found.merchandise
+
+
+def test_a_catalogue_knows_its_words(tiny_pair: tuple[Path, Path]) -> None:
+    vocabulary = Vocabulary.build(Snapshot.open(tiny_pair[0]))
+    keywords = ["red desk", "hacked", "desk from elsewhere", "black desk", "oak shelves"]
+    found = analysis_of(reply(keywords=keywords), "desk without black", vocabulary)
+    assert found.excluded == ("black",)
+    terms = terms_of(keywords, found.excluded, vocabulary)
+    assert sorted(terms) == ["oak shelves", "red desk"]
 
 
 @given(st.lists(st.text(max_size=64), max_size=20), st.lists(st.text(max_size=20), max_size=3))
