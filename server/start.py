@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 from structlog.typing import FilteringBoundLogger
 
+from decoding.engine import Engine
 from decoding.native.engine import NativeEngine
 from decoding.native.runner import Runner, default_threads
 from index.live.catalogue import LiveSettings
@@ -18,10 +19,6 @@ from server.generation import Generation, Generations
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from decoding.vllm.engine import VllmEngine
-
 
 async def start_pipeline(
     settings: Settings,
@@ -34,20 +31,14 @@ async def start_pipeline(
 
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
-    if settings.engine == "vllm":
-        generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
-        try:
-            engine, generation = await _start_vllm(settings, generation)
-        except BaseException:
-            generation.close()
-            raise
-    else:
-        threads = settings.engine_threads or default_threads()
-        # Now already: what is measured while loading is measured as it will be run.
-        torch.set_num_threads(threads)
-        generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
-        assert isinstance(generation.runner, Runner)
-        engine = await NativeEngine(generation.runner, threads=threads).start()
+    # Now already: what is measured while loading is measured as it will be run.
+    torch.set_num_threads(_threads(settings))
+    generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
+    try:
+        engine, generation = await start_engine(settings, generation)
+    except BaseException:
+        generation.close()
+        raise
     return Pipeline(
         Generations(generation),
         engine,
@@ -83,16 +74,23 @@ def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Gen
         raise
 
 
-async def _start_vllm(settings: Settings, generation: Generation) -> tuple[VllmEngine, Generation]:
-    """The engine, and the generation by the name that the engine has for it."""
+async def start_engine(settings: Settings, generation: Generation) -> tuple[Engine, Generation]:
+    """The settings' engine with a loaded generation, and the generation as the engine names it."""
+    if settings.engine == "vllm":
+        return await _start_vllm(settings, generation)
+    # CUDA's runner has the same surface.
+    runner = cast(Runner, generation.runner)
+    return await NativeEngine(runner, threads=_threads(settings)).start(), generation
+
+
+async def _start_vllm(settings: Settings, generation: Generation) -> tuple[Engine, Generation]:
     # Needs vLLM, which has an environment of its own.
     from decoding.vllm.engine import VllmEngine
     from decoding.vllm.settings import VllmSettings
 
-    on_gpu = settings.engine_device == "cuda"
     dtype = settings.engine_dtype
     if dtype == "auto":
-        dtype = "bfloat16" if on_gpu else "float32"
+        dtype = "bfloat16" if settings.engine_device == "cuda" else "float32"
     engine = await VllmEngine.open(
         generation.checkpoint.path,
         generation.view.base.trie,
@@ -101,11 +99,16 @@ async def _start_vllm(settings: Settings, generation: Generation) -> tuple[VllmE
             dtype=dtype,
             kv_cache_gb=settings.vllm_cache_gb,
             gpu_memory_share=settings.vllm_memory_share,
-            threads=settings.engine_threads or default_threads(),
+            threads=_threads(settings),
         ),
+        # Opening the generation has verified it.
         verify=False,
     )
     return engine, generation.named(engine.live)
+
+
+def _threads(settings: Settings) -> int:
+    return settings.engine_threads or default_threads()
 
 
 def _merging(settings: Settings) -> LiveSettings:
