@@ -78,7 +78,8 @@ class PromptBuilder:
 
     def keyword_tokens(self, keywords: Sequence[str]) -> list[int]:
         """Token ids of keywords, most important first."""
-        return self.tokenizer.encode_text(KEYWORD_SEPARATOR.join(keywords)) if keywords else []
+        text = KEYWORD_SEPARATOR.join(map(prompt_text, keywords))
+        return self.tokenizer.encode_text(text) if text else []
 
     def student(
         self,

@@ -40,17 +40,20 @@ class QueryPrompts:
         text: str,
         embedding: FloatArray,
         history_sids: Sequence[NDArray[np.int32]] = (),
+        keywords: Sequence[str] = (),
     ) -> Prompt:
-        """The student prompt of one query; `embedding` float32 (d,), SIDs oldest first."""
-        return self.prompts([text], embedding[None], [history_sids])[0]
+        """The prompt of one query; `embedding` float32 (d,), SIDs oldest first. With keywords, most
+        important first, it is the teacher's, else the student's."""
+        return self.prompts([text], embedding[None], [history_sids], [keywords])[0]
 
     def prompts(
         self,
         texts: Sequence[str],
         embeddings: FloatArray,
         histories: Sequence[Sequence[NDArray[np.int32]]],
+        keywords: Sequence[Sequence[str]] = (),
     ) -> list[Prompt]:
-        """Student prompts of N queries; `embeddings` float32 (N, d)."""
+        """Prompts of N queries; `embeddings` float32 (N, d), keywords of each query or of none."""
         sids = self.codec.encode(embeddings)
         nearest = nearest_codes(
             embeddings, self.codec.centroids[0], self.builder.settings.query_code_count
@@ -58,7 +61,10 @@ class QueryPrompts:
         tokens = self.builder.tokenizer.encode_batch([prompt_text(text) for text in texts])
         made: list[Prompt] = []
         for i, ids in enumerate(tokens):
-            token_ids = self.builder.student(ids, sids[i], histories[i], query_codes=nearest[i])
+            span = self.builder.keyword_tokens(keywords[i]) if keywords else ()
+            token_ids = self.builder.teacher(
+                ids, span, sids[i], histories[i], query_codes=nearest[i]
+            )
             made.append(Prompt(token_ids, self._prior(embeddings[i])))
         return made
 

@@ -51,6 +51,8 @@ REFUSALS_PER_S = 400
 MAX_HOLD_S = 0.25
 OK_STATUS, LATE_STATUS = 200, 504
 LATE: frozenset[Degradation] = frozenset({"engine_deadline", "engine_overload"})
+BESIDE: frozenset[Degradation] = frozenset({"keywords_unavailable"})
+"""Says nothing of how long a search takes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -199,7 +201,7 @@ class Admission:
             degraded = scope.get("onesearch.facts", {}).get("degraded", ())
             self._searches.leave(
                 visit,
-                answered=watched.status == OK_STATUS and not degraded,
+                answered=watched.status == OK_STATUS and BESIDE.issuperset(degraded),
                 late=watched.status == LATE_STATUS or not LATE.isdisjoint(degraded),
                 allowed_s=scope.get("onesearch.allowed_s", 0.0),
             )

@@ -1,6 +1,6 @@
 """One search from request to answer, on one pinned generation and one view of its catalogue.
 
-query → embedding → user context → prompt → engine → postings → rescoring → hits
+query → keywords → embedding → user context → prompt → engine → postings → rescoring → hits
 
 Work on arrays runs in threads, never on the event loop; the engine has its own. The engine gets the
 deadline less a reserve for what follows it. Where it is late, sheds or fails, dense and lexical
@@ -35,6 +35,9 @@ from server.context import UserContexts
 from server.errors import Problem
 from server.generation import Generation, Generations
 from server.hits import hits_of, item_of
+from server.keywords.reader import Found as KeywordsFound
+from server.keywords.reader import KeywordReader, LookUp
+from server.keywords.search import keyword_facts, keyword_request, prompt_terms
 from server.metrics import Metrics
 from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
@@ -96,6 +99,7 @@ class Pipeline:
         settings: Settings,
         metrics: Metrics,
         log: FilteringBoundLogger,
+        keywords: KeywordReader | None = None,
     ) -> None:
         self._generations = generations
         self._engine = engine
@@ -103,6 +107,7 @@ class Pipeline:
         self._settings = settings
         self._metrics = metrics
         self._log = log
+        self._keywords = keywords
         self._closing: set[asyncio.Task[None]] = set()
         self._promoting = asyncio.Lock()
         self._threads = ThreadPoolExecutor(settings.worker_threads, "onesearch-search")
@@ -131,8 +136,16 @@ class Pipeline:
             # Whatever changes from here on, this search sees one catalogue.
             view = generation.view
             history = await self._history(request)
-            prepared = await self._in_thread(self._prepare, generation, view, request, history)
+            look_up = await self._look_up(view, request, history)
+            in_prompt = self._settings.keywords == "rag"
+            known = await self._known(look_up, watch) if in_prompt else None
+            prepared = await self._in_thread(
+                self._prepare, generation, view, request, history, prompt_terms(known)
+            )
             watch.lap("prepare")
+            if not in_prompt:
+                # It began before the preparation, so it has mostly ended by now.
+                known = await self._known(look_up, watch)
             if not prepared.beam_width:
                 found, hits, n_candidates = Found(None), list[Hit](), 0
             else:
@@ -150,10 +163,11 @@ class Pipeline:
             total_candidates=n_candidates,
             model_version=generation.model_version,
             index_version=view.version,
-            degraded=list(found.degraded),
+            degraded=_degraded(found, known),
             complete=len(hits) == request.limit,
             notes=_notes(request, prepared, len(hits), knows=_knows(view, prepared)),
             simulated=generation.simulated,
+            keywords=keyword_facts(known, in_prompt=in_prompt),
             timings_ms=watch.stop(),
         )
 
@@ -226,8 +240,10 @@ class Pipeline:
         return drained
 
     async def close(self) -> None:
-        """End the engine, then the catalogue, then the threads."""
+        """End the engine, keywords, then the catalogue, then the threads."""
         await self._engine.close()
+        if self._keywords is not None:
+            await self._keywords.close()
         for closing in self._closing:
             closing.cancel()
         await asyncio.to_thread(self._generations.live.close)
@@ -246,12 +262,33 @@ class Pipeline:
             return await self._contexts.history(request.user_id)
         return ()
 
+    async def _look_up(
+        self, view: CatalogueView, request: SearchRequest, history: Sequence[str]
+    ) -> LookUp | None:
+        """Begin to read keywords; None where they are off."""
+        if self._keywords is None:
+            return None
+        if request.user_id is not None and history:
+            asked = await self._in_thread(keyword_request, view, request, history)
+        else:
+            asked = keyword_request(view, request, ())
+        return self._keywords.look_up(asked)
+
+    async def _known(self, look_up: LookUp | None, watch: Stopwatch) -> KeywordsFound | None:
+        """What was read of keywords within their budget."""
+        if self._keywords is None or look_up is None:
+            return None
+        found = await self._keywords.found(look_up)
+        watch.lap("keywords")
+        return found
+
     def _prepare(
         self,
         generation: Generation,
         view: CatalogueView,
         request: SearchRequest,
         history: Sequence[str],
+        keywords: Sequence[str],
     ) -> Prepared:
         query = normalise(request.query)
         embedding = self._embedding(generation, view, query)
@@ -263,7 +300,7 @@ class Pipeline:
         return Prepared(
             query,
             embedding,
-            generation.prompts.prompt(query, embedding, list(sids)),
+            generation.prompts.prompt(query, embedding, list(sids), keywords),
             allowed,
             min(request.beam_width or self._settings.beam_width, n_legal),
             len(rows) - len(known),
@@ -361,6 +398,12 @@ def item_filter(request: SearchRequest) -> ItemFilter:
         price_max=filters.price_max,
         in_stock=filters.in_stock,
     )
+
+
+def _degraded(found: Found, known: KeywordsFound | None) -> list[Degradation]:
+    if known is not None and known.state == "unavailable":
+        return [*found.degraded, "keywords_unavailable"]
+    return list(found.degraded)
 
 
 def _knows(view: CatalogueView, prepared: Prepared) -> bool:

@@ -5,7 +5,7 @@ Seconds inside, `_ms` only here. Strings are text that UTF-8 can write, without 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -19,8 +19,8 @@ MIN_TIMEOUT_MS = 10
 MAX_TIMEOUT_MS = 60_000
 MAX_PRICE = 1e12
 
-Degradation = Literal["engine_deadline", "engine_overload", "engine_error"]
-DEGRADATIONS: tuple[Degradation, ...] = ("engine_deadline", "engine_overload", "engine_error")
+Degradation = Literal["engine_deadline", "engine_overload", "engine_error", "keywords_unavailable"]
+DEGRADATIONS: tuple[Degradation, ...] = get_args(Degradation)
 
 
 def _readable(text: str) -> str:
@@ -186,6 +186,18 @@ class Hit(BaseModel):
     explain: Explanation | None = None
 
 
+class KeywordFacts(BaseModel):
+    """What was known of the query beforehand."""
+
+    state: Literal["hit", "nothing", "miss", "late", "unavailable"] = Field(
+        description="nothing: known to have none; miss: being made now; late: not read in time"
+    )
+    terms: list[str] = Field(description="most important first")
+    excluded: list[str] = Field(description="what the query asks not to see; not a filter")
+    personalised: bool
+    in_prompt: bool = Field(description="whether the model read the terms")
+
+
 class SearchResponse(BaseModel):
     """The answer of /v1/search, best hit first."""
 
@@ -201,6 +213,7 @@ class SearchResponse(BaseModel):
     complete: bool = Field(description="whether there are as many hits as were asked for")
     notes: list[str] = Field(description="for a person: why a list is short, what was ignored")
     simulated: bool = Field(description="whether the catalogue is made up")
+    keywords: KeywordFacts | None = Field(default=None, description="where keywords are on")
     timings_ms: dict[str, float]
 
 

@@ -16,9 +16,17 @@ from index.live.catalogue import LiveSettings
 from server.access import takes_changes
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
+from server.keywords.metrics import QueueCollector, ReaderMetrics
+from server.keywords.queue import KeywordQueue
+from server.keywords.reader import KeywordReader
+from server.keywords.store import KeywordStore
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.redis.connection import RedisConnection
+from server.redis.keys import Keys
+from server.redis.opening import embedded_server
 from server.settings import Settings
+
 
 async def start_pipeline(
     settings: Settings,
@@ -31,13 +39,12 @@ async def start_pipeline(
 
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
-    # Now already: what is measured while loading is measured as it will be run.
-    torch.set_num_threads(_threads(settings))
-    generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
+    keywords = await start_keywords(settings, metrics, log)
     try:
-        engine, generation = await start_engine(settings, generation)
+        generation, engine = await _start_engine(settings, snapshot, checkpoint)
     except BaseException:
-        generation.close()
+        if keywords is not None:
+            await keywords.close()
         raise
     return Pipeline(
         Generations(generation),
@@ -46,7 +53,50 @@ async def start_pipeline(
         settings,
         metrics,
         log,
+        keywords,
     )
+
+
+async def start_keywords(
+    settings: Settings, metrics: Metrics, log: FilteringBoundLogger
+) -> KeywordReader | None:
+    """What searches read keywords with; None where they are off. A Redis that is named need not
+    answer yet; the embedded one does when this returns.
+
+    Raises ConfigError for a wrong address or where there is no server program.
+    """
+    if settings.keywords == "off":
+        return None
+    server = embedded_server(settings)
+    if server is not None:
+        await asyncio.to_thread(server.start)
+    url = settings.redis_url or (server.url if server is not None else "")
+    redis, keys = RedisConnection(url, settings.redis_timeout_s), Keys(settings.redis_prefix)
+    reader = KeywordReader(
+        redis,
+        KeywordStore(redis, keys, settings.keyword_cache_entries),
+        KeywordQueue(redis, keys, limit=settings.keyword_queue_limit),
+        ReaderMetrics(metrics.registry),
+        log,
+        settings.keyword_budget_ms / 1000,
+        server,
+    )
+    metrics.registry.register(QueueCollector(lambda: reader.status))
+    return reader
+
+
+async def _start_engine(
+    settings: Settings, snapshot: Path, checkpoint: Path
+) -> tuple[Generation, Engine]:
+    # Now already: what is measured while loading is measured as it will be run.
+    torch.set_num_threads(_threads(settings))
+    generation = await asyncio.to_thread(load_generation, settings, snapshot, checkpoint)
+    try:
+        engine, generation = await start_engine(settings, generation)
+    except BaseException:
+        generation.close()
+        raise
+    return generation, engine
 
 
 def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Generation:

@@ -26,6 +26,7 @@ from server.keywords.keywords import KeywordRequest, Keywords
 from server.keywords.queue import ENTRIES, KeywordQueue, QueueStatus
 from server.keywords.store import KeywordStore, Stored
 from server.redis.connection import RedisConnection, RedisUnavailable
+from server.redis.embedded import EmbeddedServer
 
 State = Literal["hit", "nothing", "miss", "late", "unavailable"]
 STATES: tuple[State, ...] = get_args(State)
@@ -80,8 +81,10 @@ class KeywordReader:
         counts: KeywordCounts,
         log: FilteringBoundLogger,
         budget_s: float,
+        server: EmbeddedServer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`server`: the embedded one that was started for this reader and is stopped with it."""
         self.status: QueueStatus | None = None
         self.version: str | None = None
         self.away = False
@@ -91,6 +94,7 @@ class KeywordReader:
         self._counts = counts
         self._log = log
         self._budget_s = budget_s
+        self._server = server
         self._clock = clock
         self._reads: set[asyncio.Task[Found]] = set()
         self._entering: set[asyncio.Task[None]] = set()
@@ -129,7 +133,7 @@ class KeywordReader:
         return found
 
     async def close(self) -> None:
-        """End all tasks and the connection."""
+        """End all tasks, the connection and the embedded server."""
         tasks: list[asyncio.Task[Any]] = [*self._reads, *self._entering]
         if self._pulse is not None:
             tasks.append(self._pulse)
@@ -137,6 +141,8 @@ class KeywordReader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._redis.close()
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
 
     def _known_now(self, query: str, user_id: str | None) -> Found | None:
         """What can be said without a round trip; None: Redis has to be asked."""

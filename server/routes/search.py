@@ -83,6 +83,7 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
         "hits": len(found.hits),
         "candidates": found.total_candidates,
         "degraded": found.degraded,
+        "keywords": None if found.keywords is None else found.keywords.state,
         "model_version": found.model_version,
         "index_version": found.index_version,
     }
