@@ -47,6 +47,9 @@ COMMANDS = {
     "serve": Command("server.cli.serve", "serve", "Answer searches over HTTP."),
     "worker": Command("server.cli.worker", "worker", "Make keywords for queries that wait."),
     "keywords": Command("server.cli.keywords", "app", "Warm up, show and mend keywords."),
+    "generations": Command(
+        "server.cli.generations", "app", "Publish, promote, roll back: what is served."
+    ),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),
     "doctor": Command("server.cli.doctor", "doctor", "Check this machine and say what to do."),
