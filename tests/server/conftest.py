@@ -7,7 +7,7 @@ import io
 import shutil
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,12 @@ def serving(app: Any) -> Generator[str, None, None]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[[Any], AbstractContextManager[str]]:
+    """`with serve(app) as url`, for fixtures that outlive a test."""
+    return serving
 
 
 @pytest.fixture
