@@ -4,7 +4,8 @@ Arrays are float32, or bfloat16 as the upper halves of float32 in uint16; sums a
 float32 in either case. Rows of queries lie in slots (see rows.py): head h of row r is at
 first[r] + h·stride[r].
 
-Kernels release the interpreter lock and use one thread; their caller owns the parallelism.
+Kernels release the interpreter lock and share their rows among a team's threads (decoding/team.py):
+each is a loop over a part of the rows, and the function after it that shares it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
+
+from decoding.team import Team, shared
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -77,7 +80,7 @@ def _overload_put(target: Any, index: Any, value: Any) -> Any:
     return _put_narrow if target.dtype == types.uint16 else _put_exact
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(nogil=True, error_model="numpy", fastmath={"contract"})
 def _exponential(x: np.float32) -> np.float32:
     """eˣ for x ≤ 0."""
     scaled = max(np.float32(x * _LOG2_E), _FLOOR)
@@ -87,11 +90,12 @@ def _exponential(x: np.float32) -> np.float32:
     return np.float32(power * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def normalise(state: Floats, weight: Floats, epsilon: float, out: Array) -> None:
-    """RMSNorm of `state` (rows, d) into `out` (rows, d)."""
-    rows, width = state.shape
-    for row in range(rows):
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _normalise(
+    begin: int, end: int, state: Floats, weight: Floats, epsilon: float, out: Array
+) -> None:
+    width = state.shape[1]
+    for row in range(begin, end):
         line, target = state[row], out[row]
         total = _ZERO
         for i in range(width):
@@ -101,13 +105,21 @@ def normalise(state: Floats, weight: Floats, epsilon: float, out: Array) -> None
             _put(target, i, line[i] * scale * weight[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def add_and_normalise(
-    state: Floats, change: Array, weight: Floats, epsilon: float, out: Array
+_share_normalise = shared(_normalise)
+
+
+@njit(cache=True, nogil=True)
+def normalise(team: Team, state: Floats, weight: Floats, epsilon: float, out: Array) -> None:
+    """RMSNorm of `state` (rows, d) into `out` (rows, d)."""
+    _share_normalise(team, 0, len(state), (state, weight, epsilon, out))
+
+
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _add_and_normalise(
+    begin: int, end: int, state: Floats, change: Array, weight: Floats, epsilon: float, out: Array
 ) -> None:
-    """state += change, both (rows, d); then its RMSNorm into `out`."""
-    rows, width = state.shape
-    for row in range(rows):
+    width = state.shape[1]
+    for row in range(begin, end):
         line, more, target = state[row], change[row], out[row]
         total = _ZERO
         for i in range(width):
@@ -119,13 +131,26 @@ def add_and_normalise(
             _put(target, i, line[i] * scale * weight[i])
 
 
+_share_add_and_normalise = shared(_add_and_normalise)
+
+
+@njit(cache=True, nogil=True)
+def add_and_normalise(
+    team: Team, state: Floats, change: Array, weight: Floats, epsilon: float, out: Array
+) -> None:
+    """state += change, both (rows, d); then its RMSNorm into `out`."""
+    _share_add_and_normalise(team, 0, len(state), (state, change, weight, epsilon, out))
+
+
 # Below, heads are seen as two halves, (…, 2, D / 2), which is how rotation pairs them. Loops are
 # kept small and over few arrays: where the compiler has more than a few overlaps to rule out, or a
 # view to count, none of it is vectorised.
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def place_queries(
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _place_queries(
+    begin: int,
+    end: int,
     projected: Array,
     weight: Floats,
     epsilon: float,
@@ -136,14 +161,9 @@ def place_queries(
     stride: Indices,
     out: Array,
 ) -> None:
-    """Query heads, normalised and rotated, into their slots.
-
-    `projected` (rows, ≥ H, 2, D / 2), queries first; `weight` (H, 2, D / 2); `cosine`, `sine`
-    (positions, D / 2); `out` (slots, 2, D / 2).
-    """
     heads, _, half = weight.shape
     low, high = np.empty(half, dtype=np.float32), np.empty(half, dtype=np.float32)
-    for row in range(len(projected)):
+    for row in range(begin, end):
         at = positions[row]
         for head in range(heads):
             slot = first[row] + head * stride[row]
@@ -164,8 +184,39 @@ def place_queries(
                 _put(out, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def place_keys(
+_share_place_queries = shared(_place_queries)
+
+
+@njit(cache=True, nogil=True)
+def place_queries(
+    team: Team,
+    projected: Array,
+    weight: Floats,
+    epsilon: float,
+    cosine: Floats,
+    sine: Floats,
+    positions: Indices,
+    first: Indices,
+    stride: Indices,
+    out: Array,
+) -> None:
+    """Query heads, normalised and rotated, into their slots.
+
+    `projected` (rows, ≥ H, 2, D / 2), queries first; `weight` (H, 2, D / 2); `cosine`, `sine`
+    (positions, D / 2); `out` (slots, 2, D / 2).
+    """
+    _share_place_queries(
+        team,
+        0,
+        len(projected),
+        (projected, weight, epsilon, cosine, sine, positions, first, stride, out),
+    )
+
+
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _place_keys(
+    begin: int,
+    end: int,
     projected: Array,
     queries: int,
     weight: Floats,
@@ -178,14 +229,9 @@ def place_keys(
     keys: Array,
     values: Array,
 ) -> None:
-    """Key heads, normalised and rotated, and value heads, into `keys` and `values` (…, 2, D / 2).
-
-    In `projected`, as above, they follow `queries` query heads. Key head c of a row goes to
-    first + c·stride.
-    """
     heads, _, half = weight.shape
     low, high = np.empty(half, dtype=np.float32), np.empty(half, dtype=np.float32)
-    for row in range(len(projected)):
+    for row in range(begin, end):
         at = positions[row]
         for head in range(heads):
             slot = first[row] + head * stride[row]
@@ -212,20 +258,51 @@ def place_keys(
                 values[slot, 1, i] = projected[row, source, 1, i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+_share_place_keys = shared(_place_keys)
+
+
+@njit(cache=True, nogil=True)
+def place_keys(
+    team: Team,
+    projected: Array,
+    queries: int,
+    weight: Floats,
+    epsilon: float,
+    cosine: Floats,
+    sine: Floats,
+    positions: Indices,
+    first: Indices,
+    stride: Indices,
+    keys: Array,
+    values: Array,
+) -> None:
+    """Key heads, normalised and rotated, and value heads, into `keys` and `values` (…, 2, D / 2).
+
+    In `projected`, as above, they follow `queries` query heads. Key head c of a row goes to
+    first + c·stride.
+    """
+    _share_place_keys(
+        team,
+        0,
+        len(projected),
+        (projected, queries, weight, epsilon, cosine, sine, positions, first, stride, keys, values),
+    )
+
+
+@njit(nogil=True, error_model="numpy", inline="always")
 def _ordered(bits: np.int32) -> np.int32:
     """Bits of floats ↔ integers in the same order: integer maxima are vectorised, float ones are
     not. Its own inverse."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def soften(
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _soften(
+    begin: int,
+    end: int,
     scores: Array,
     queries: Array,
     offset: int,
-    begin: int,
-    end: int,
     first: Indices,
     stride: Indices,
     visible: Indices,
@@ -233,13 +310,6 @@ def soften(
     ancestry: Indices,
     own: Floats,
 ) -> None:
-    """Softmax over the context and the row's own generated positions, for rows begin…end.
-
-    `scores` (block's slots, T) in place: products with the context, of which a row sees the first
-    `visible[row]`; the rest becomes 0. The block's slots begin at `offset`. `queries` (slots, D);
-    `keys` (steps, rows, C, D); `ancestry` (steps so far, rows): whose key a row continues. `own`
-    (rows, H, steps) receives the weights of generated positions.
-    """
     heads = own.shape[1]
     group = heads // keys.shape[2]
     steps, size, longest = len(ancestry), queries.shape[1], scores.shape[1]
@@ -280,12 +350,45 @@ def soften(
                 share[step] *= scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def blend(
-    mixed: Array,
+_share_soften = shared(_soften)
+
+
+@njit(cache=True, nogil=True)
+def soften(
+    team: Team,
+    scores: Array,
+    queries: Array,
     offset: int,
     begin: int,
     end: int,
+    first: Indices,
+    stride: Indices,
+    visible: Indices,
+    keys: Array,
+    ancestry: Indices,
+    own: Floats,
+) -> None:
+    """Softmax over the context and the row's own generated positions, for rows begin…end.
+
+    `scores` (block's slots, T) in place: products with the context, of which a row sees the first
+    `visible[row]`; the rest becomes 0. The block's slots begin at `offset`. `queries` (slots, D);
+    `keys` (steps, rows, C, D); `ancestry` (steps so far, rows): whose key a row continues. `own`
+    (rows, H, steps) receives the weights of generated positions.
+    """
+    _share_soften(
+        team,
+        begin,
+        end,
+        (scores, queries, offset, first, stride, visible, keys, ancestry, own),
+    )
+
+
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _blend(
+    begin: int,
+    end: int,
+    mixed: Array,
+    offset: int,
     first: Indices,
     stride: Indices,
     values: Array,
@@ -293,8 +396,6 @@ def blend(
     own: Floats,
     out: Array,
 ) -> None:
-    """What rows begin…end take from the context, `mixed` (block's slots, D), plus their own
-    generated positions' shares of `values` (steps, rows, C, D), into `out` (rows, H·D)."""
     heads, size = own.shape[1], mixed.shape[1]
     group = heads // values.shape[2]
     exact = np.empty(size, dtype=np.float32)
@@ -313,11 +414,32 @@ def blend(
                 _put(target, i, exact[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def gate(both: Array, out: Array) -> None:
-    """silu(g)·u of `both` = (g, u), (rows, 2·I), into `out` (rows, I)."""
-    rows, width = out.shape
-    for row in range(rows):
+_share_blend = shared(_blend)
+
+
+@njit(cache=True, nogil=True)
+def blend(
+    team: Team,
+    mixed: Array,
+    offset: int,
+    begin: int,
+    end: int,
+    first: Indices,
+    stride: Indices,
+    values: Array,
+    ancestry: Indices,
+    own: Floats,
+    out: Array,
+) -> None:
+    """What rows begin…end take from the context, `mixed` (block's slots, D), plus their own
+    generated positions' shares of `values` (steps, rows, C, D), into `out` (rows, H·D)."""
+    _share_blend(team, begin, end, (mixed, offset, first, stride, values, ancestry, own, out))
+
+
+@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+def _gate(begin: int, end: int, both: Array, out: Array) -> None:
+    width = out.shape[1]
+    for row in range(begin, end):
         gates, ups, target = both[row, :width], both[row, width:], out[row]
         for i in range(width):
             x = _wide(gates[i])
@@ -325,3 +447,12 @@ def gate(both: Array, out: Array) -> None:
             # The logistic function from e^-|x| alone, so that nothing overflows.
             share = (small if x < _ZERO else _ONE) / (_ONE + small)
             _put(target, i, x * share * _wide(ups[i]))
+
+
+_share_gate = shared(_gate)
+
+
+@njit(cache=True, nogil=True)
+def gate(team: Team, both: Array, out: Array) -> None:
+    """silu(g)·u of `both` = (g, u), (rows, 2·I), into `out` (rows, I)."""
+    _share_gate(team, 0, len(out), (both, out))

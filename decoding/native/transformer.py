@@ -36,6 +36,7 @@ from decoding.native.kernels import (
 from decoding.native.kv import BeamKV, ContextKV
 from decoding.native.product import Product
 from decoding.native.rows import Rows
+from decoding.team import torch_team
 from decoding.weights import DecoderWeights, LayerWeights
 
 
@@ -182,9 +183,9 @@ class Decoder:
     ) -> None:
         epsilon = self.shape.epsilon
         if change is None:
-            normalise(raw(state), weight, epsilon, raw(target))
+            normalise(torch_team(), raw(state), weight, epsilon, raw(target))
         else:
-            add_and_normalise(raw(state), raw(change), weight, epsilon, raw(target))
+            add_and_normalise(torch_team(), raw(state), raw(change), weight, epsilon, raw(target))
 
     def _halves(self, heads: Array) -> Array:
         """(…, n·D) or (…, n, D) → (…, n, 2, D / 2)."""
@@ -204,6 +205,7 @@ class Decoder:
         """Keys and values of `projected`, which follow its `queries` query heads, to where they
         are kept."""
         place_keys(
+            torch_team(),
             self._halves(raw(projected)),
             queries,
             layer.key_norm,
@@ -234,6 +236,7 @@ class Decoder:
         size, count = shape.head_dim, len(positions)
         queries = torch.empty((rows.slots, size), dtype=self.dtype)
         place_queries(
+            torch_team(),
             self._halves(raw(projected)),
             layer.query_norm,
             shape.epsilon,
@@ -259,6 +262,7 @@ class Decoder:
             context_keys = context.keys[number][folded, :longest]
             scores = torch.bmm(asked, context_keys.transpose(1, 2))
             soften(
+                torch_team(),
                 raw(scores).reshape(-1, longest),
                 seen,
                 slot,
@@ -273,6 +277,7 @@ class Decoder:
             )
             taken = torch.bmm(scores, context.values[number][folded, :longest])
             blend(
+                torch_team(),
                 raw(taken).reshape(-1, size),
                 slot,
                 span.start,
@@ -291,5 +296,5 @@ class Decoder:
         normed = self._normalised(state, layer.attention_output(mixed), layer.mlp_norm)
         both = layer.gate_up(normed)
         gated = torch.empty((len(both), both.shape[1] // 2), dtype=self.dtype)
-        gate(raw(both), raw(gated))
+        gate(torch_team(), raw(both), raw(gated))
         return layer.down(gated)

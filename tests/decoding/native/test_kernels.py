@@ -5,8 +5,20 @@ import torch.nn.functional as functional
 
 from decoding.native import kernels
 from decoding.native.kernels import raw
+from decoding.team import ALONE, Team, torch_team
 
 DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(params=[1, 2])
+def team(request) -> Team:
+    if request.param == 1:
+        return ALONE
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = torch_team()
+    torch.set_num_threads(before)
+    return found
 
 
 def close(found: torch.Tensor, exact: torch.Tensor) -> None:
@@ -16,34 +28,34 @@ def close(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_narrow_numbers_are_rounded_to_nearest_even(dtype: torch.dtype):
+def test_narrow_numbers_are_rounded_to_nearest_even(team: Team, dtype: torch.dtype):
     state = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
     state[0, :3] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8)])  # Ties.
     out = torch.empty(state.shape, dtype=dtype)
     unit, scale = np.ones(500, np.float32), state.square().mean(1, keepdim=True).add(1e-6).rsqrt()
-    kernels.normalise(raw(state), unit, 1e-6, raw(out))
+    kernels.normalise(team, raw(state), unit, 1e-6, raw(out))
     close(out, state * scale)
     # With rows of unit norm the kernel only rounds.
     signs = torch.where(state < 0, -1.0, 1.0)
-    kernels.normalise(raw(signs), state[0].numpy(), 0.0, raw(out))
+    kernels.normalise(team, raw(signs), state[0].numpy(), 0.0, raw(out))
     assert torch.equal(out, (signs * state[0]).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gate_is_silu_times_up_everywhere(dtype: torch.dtype):
+def test_gate_is_silu_times_up_everywhere(team: Team, dtype: torch.dtype):
     generator = torch.Generator().manual_seed(1)
     both = torch.randn(7, 80, generator=generator) * 8
     both[0, :6] = torch.tensor([0.0, -0.0, 200.0, -200.0, 3e4, -3e4])
     both = both.to(dtype)
     out = torch.empty(7, 40, dtype=dtype)
-    kernels.gate(raw(both), raw(out))
+    kernels.gate(team, raw(both), raw(out))
     exact = functional.silu(both[:, :40].float()) * both[:, 40:].float()
     close(out, exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("height", [1.0, 60.0, 3000.0])
-def test_attention_over_context_and_own_positions(dtype: torch.dtype, height: float):
+def test_attention_over_context_and_own_positions(team: Team, dtype: torch.dtype, height: float):
     """Two heads on one key head, three rows with 5, 1 and 9 of 9 context positions."""
     generator = torch.Generator().manual_seed(2)
     seen, steps, size = np.array([5, 1, 9]), 2, 8
@@ -55,8 +67,8 @@ def test_attention_over_context_and_own_positions(dtype: torch.dtype, height: fl
     expected = scores.float().clone()
     own, out = np.empty((3, 2, steps), np.float32), torch.empty(3, 2 * size, dtype=dtype)
     place = (0, 0, 3, first, stride)
-    kernels.soften(raw(scores), raw(queries), *place, seen, raw(keys), ancestry, own)
-    kernels.blend(raw(mixed), *place, raw(values), ancestry, own, raw(out))
+    kernels.soften(team, raw(scores), raw(queries), *place, seen, raw(keys), ancestry, own)
+    kernels.blend(team, raw(mixed), *place, raw(values), ancestry, own, raw(out))
     for row in range(3):
         for head in range(2):
             slot = row + 3 * head
