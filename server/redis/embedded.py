@@ -118,6 +118,10 @@ class EmbeddedServer:
                 self._end_server()
             os.close(self._users)
             self._users = None
+        if self._child is not None:
+            # Left to the others: it is not an oversight that it still runs.
+            self._child.returncode = 0
+            self._child = None
         if self._owner is not None:
             os.close(self._owner)
             self._owner = None
@@ -207,7 +211,7 @@ def find_binary() -> Binary:
         path = shutil.which(name)
         if path is None:
             continue
-        major = _major(Path(path))
+        major = program_version(Path(path))
         if major >= OLDEST_MAJOR:
             return Binary(Path(path), name.partition("-")[0], major)
         too_old = f" ({path} is older than {OLDEST_MAJOR})"
@@ -226,7 +230,7 @@ def packaged_binary() -> Binary | None:
     for folder in (package.submodule_search_locations or ()) if package else ():
         for path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
             if os.access(path, os.X_OK):
-                return Binary(path, "valkey", _major(path))
+                return Binary(path, "valkey", program_version(path))
     return None
 
 
@@ -285,7 +289,7 @@ def _locked(path: Path) -> int | None:
     return file
 
 
-def _major(path: Path) -> int:
+def program_version(path: Path) -> int:
     """A server program's major version; 0 when it does not run."""
     try:
         told = subprocess.run([str(path), "--version"], capture_output=True, timeout=10, check=True)

