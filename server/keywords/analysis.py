@@ -67,6 +67,8 @@ def analyse(reading: Reading, vocabulary: Vocabulary) -> Analysis:
 def intents_of(reading: Reading, attributes: Sequence[Attribute]) -> tuple[Intent, ...]:
     """Intents in the order of `Intent`. Product where a thing is named, or nothing else fits."""
     found = {intent for intent, pattern in INTENT_PATTERNS.items() if pattern.search(reading.text)}
+    if Intent.FUNCTION in found and not INTENT_PATTERNS[Intent.FUNCTION].search(_unnamed(reading)):
+        found.remove(Intent.FUNCTION)
     if reading.refused:
         found.add(Intent.NEGATION)
     if any(attribute.type is AttributeType.FUNCTION for attribute in attributes):
@@ -85,6 +87,15 @@ def _says_nothing(
         intents
     )
     return asks and not attributes and not reading.refused
+
+
+def _unnamed(reading: Reading) -> str:
+    """The kept text without the things it names: "防晒霜" is a product, not a purpose."""
+    letters = list(reading.kept)
+    for match in reading.matches:
+        if match.type is AttributeType.ENTITY:
+            letters[match.start : match.end] = " " * (match.end - match.start)
+    return "".join(letters)
 
 
 def values_of(phrase: str, vocabulary: Vocabulary) -> list[str]:

@@ -43,14 +43,20 @@ class Click(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Associations:
-    """Concepts of query words: `concepts` by unit, `scores` float32 alongside."""
+    """Concepts of query words: `concepts` by unit, `scores` float32 alongside.
+
+    `version`: of the log they were learnt from; part of the keywords' source.
+    """
 
     units: Mapping[str, int]
     concepts: Runs
     scores: NDArray[np.float32]
+    version: str
 
     @classmethod
-    def build(cls, clicks: Iterable[Click], vocabulary: Vocabulary) -> Associations:
+    def build(
+        cls, clicks: Iterable[Click], vocabulary: Vocabulary, *, version: str
+    ) -> Associations:
         """Count a log. The vocabulary's items name the concepts."""
         units: dict[str, int] = {}
         unit_list: list[int] = []
@@ -85,7 +91,7 @@ class Associations:
         best = rank < MAX_CONCEPTS
         start = np.concatenate([[0], np.cumsum(np.bincount(pair_unit[best], minlength=len(units)))])
         runs = Runs(start.astype(np.int64), pair_concept[best].astype(np.int32))
-        return cls(units, runs, scores[best].astype(np.float32))
+        return cls(units, runs, scores[best].astype(np.float32), version)
 
     def expand(self, query: str, vocabulary: Vocabulary) -> dict[int, float]:
         """Scores of concepts for a query in normal form; empty if no word of it was seen."""

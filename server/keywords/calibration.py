@@ -24,14 +24,13 @@ MAX_ADDED = 2
 MIN_SEEN = 2
 """An attribute seen in fewer recent searches and clicks is no preference yet."""
 MIN_SHARE = 0.5
-AUGMENTED_TYPES = frozenset(
-    (
-        AttributeType.BRAND,
-        AttributeType.COLOR,
-        AttributeType.MATERIAL,
-        AttributeType.STYLE,
-        AttributeType.AUDIENCE,
-    )
+# Where two are chosen equally often, the first type tells more of a taste.
+AUGMENTED_TYPES = (
+    AttributeType.BRAND,
+    AttributeType.AUDIENCE,
+    AttributeType.STYLE,
+    AttributeType.MATERIAL,
+    AttributeType.COLOR,
 )
 # Profile fields that speak of the user as a wearer, and what their values mean.
 GENDER_FIELDS = frozenset(("gender", "sex", "性别"))
@@ -81,7 +80,8 @@ def preferences(
 ) -> list[Attribute]:
     """Attributes a user keeps choosing where the query leaves their kind open, commonest first."""
     things = {a.value for a in analysis.attributes if a.type is AttributeType.ENTITY}
-    open_types = AUGMENTED_TYPES - {a.type for a in analysis.attributes}
+    asked = {a.type for a in analysis.attributes}
+    open_types = [kind for kind in AUGMENTED_TYPES if kind not in asked]
     seen = Counter[Attribute]()
     related = 0
     for text in (*request.clicked_titles, *request.recent_queries):
@@ -92,7 +92,10 @@ def preferences(
             related += 1
             seen.update(a for a in attributes if a.type in open_types)
     chosen: list[Attribute] = []
-    for attribute, count in sorted(seen.items(), key=lambda p: (-p[1], p[0].value)):
+    ranked = sorted(
+        seen.items(), key=lambda pair: (-pair[1], open_types.index(pair[0].type), pair[0].value)
+    )
+    for attribute, count in ranked:
         if len(chosen) == MAX_ADDED or count < MIN_SEEN or count < MIN_SHARE * related:
             break
         if all(other.type is not attribute.type for other in chosen):

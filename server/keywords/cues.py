@@ -120,16 +120,17 @@ STRONG_NEGATION = re.compile(
     | not?\ (?:from|made\ (?:of|from|with|by|in)|by|with|including|containing|using|in|any|the|a
         |an|for)
     )\b
-    | 不想要|不要|不含有?|不带|不用|不是|不需要|不能有|没有|除了|除开|除去|拒绝|避免|去掉|不喜欢
-    | 不包含|不吃
+    | 不想要|不要|不含有?|不带|不用|不是|不需要|不能有|(?<!有)没有|除了|除开|除去|拒绝|避免|去掉
+    | 不喜欢|不包含|不吃
     """,
     re.VERBOSE,
 )
 WEAK_NEGATION = re.compile(r"(?<![\w'-])(?:non-?|not?|nor)(?![\w'])|(?<![\w'-])non-|无|非|不|免|别")
+# "x free" that says something else than "without x".
 FREE_SUFFIX = re.compile(
-    r"(?<![\w'-])([^\W\d_]{3,}(?: [^\W\d_]{3,})?)(?:-| )free(?![\w-]| standing)"
+    r"(?<![\w'-])([^\W\d_]{3,}(?: [^\W\d_]{3,})?)(?:-| )free(?![\w-]| (?:standing|of|from|shipping"
+    r"|delivery|returns?|gifts?|samples?|postage|range|weights?|flow|style|trial|size)\b)"
 )
-# "x free" after these is no refusal.
 NOT_FREE_OF = frozenset(
     ("hands", "duty", "tax", "care", "stress", "maintenance", "feel", "for", "get", "hassle")
 )

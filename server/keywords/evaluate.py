@@ -80,7 +80,9 @@ def run_evaluate(
     vocabulary = Vocabulary.build(snapshot)
     associations = None
     if opened is not None:
-        associations = Associations.build(clicks_of(opened, snapshot.items), vocabulary)
+        associations = Associations.build(
+            clicks_of(opened, snapshot.items), vocabulary, version=opened.version
+        )
         trained = queries_of(opened, "train")
         if seen := trained & relevant.keys():
             notes.append(f"{len(seen)} queries are training queries of the dataset: left out")
@@ -198,7 +200,7 @@ def _bm25(
         said = [word for term in found.terms for word in words(term)]
         new = dict.fromkeys(word for word in said if word not in named)
         every = query + lexical.score_all(" ".join(said))
-        weighted = ranked(query + BM25_WEIGHT * lexical.score_all(" ".join(new)))
+        weighted = ranked(query + np.float32(BM25_WEIGHT) * lexical.score_all(" ".join(new)))
         yield [ranked(query), ranked(every), weighted, _allowed(weighted, found, vocabulary)]
 
 
@@ -214,7 +216,7 @@ def _dense(
         query = snapshot.embed_queries(texts[part])
         both = [f"{text} {more}" for text, more in zip(texts[part], terms, strict=True)]
         # A sum has the right direction, and nothing but directions ranks the items of one query.
-        weighted = query + DENSE_WEIGHT * snapshot.embed_queries(terms)
+        weighted = query + np.float32(DENSE_WEIGHT) * snapshot.embed_queries(terms)
         searched = [
             snapshot.dense.search(vectors, SEARCHED)[0]
             for vectors in (query, snapshot.embed_queries(both), weighted)

@@ -206,6 +206,8 @@ def _phrase(
         return "", start
     size = len(_CJK.findall(whole)) if _CJK.search(whole) else 0
     too_long = len(whole.split()) > MAX_REFUSED_WORDS or size > MAX_REFUSED_CHARACTERS
+    if not _content(whole):
+        return "", start
     if not (first_only or too_long):
         return whole, last
     length = longest(scope[position:last])
@@ -213,7 +215,7 @@ def _phrase(
         return scope[position : position + length].strip(), position + length
     if _CJK.match(scope, position):
         end = min(position + 2, last)
-        return scope[position:end], end
+        return scope[position:end].strip(), end
     word = _WORD.match(scope, position)
     assert word is not None
     return word[0], word.end()

@@ -51,8 +51,10 @@ def read(query: str, vocabulary: Vocabulary) -> Reading:
     matches = tuple(
         match
         for match in vocabulary.matcher.match(split.kept)
-        if not any(start < match.end and match.start < end for start, end in compounds)
-        or match.end - match.start > max(end - start for start, end in compounds)
+        if all(
+            match.end <= start or end <= match.start or (match.start <= start and end <= match.end)
+            for start, end in compounds
+        )
     )
     return Reading(
         text,

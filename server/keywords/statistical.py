@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from server.keywords.refusal import Refusal
 from server.keywords.vocabulary import Vocabulary
 
 GENERATOR = "statistical"
-RULES_VERSION = "1"
+RULES_VERSION = "rules1"
 """Raised whenever the same catalogue would give other keywords."""
 
 
@@ -66,10 +66,12 @@ class StatisticalGenerator:
         self._associations = associations
         self._settings = settings or ExpansionSettings()
         self._clock = clock
-        learnt = "" if associations is None else f"+clicks{len(associations.scores)}"
+        rules = [RULES_VERSION, *map(str, astuple(self._settings))]
+        if associations is not None:
+            rules.append(associations.version)
         self._source = Source(
             GENERATOR,
-            prompt_version=f"rules{RULES_VERSION}{learnt}",
+            prompt_version="-".join(rules),
             catalogue_version=snapshot.version,
         )
 

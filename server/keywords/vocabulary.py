@@ -25,9 +25,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.attribute_mining import ATTRIBUTE_KEYS
-from index.attribute_types import LIST_COLUMNS, AttributeType
-from index.attributes import AttributeMatcher
+from index.attribute_types import ATTRIBUTE_KEYS, LIST_COLUMNS, AttributeType, joins
+from index.attributes import AttributeDictionary, AttributeMatcher
 from index.lexical import LexicalIndex
 from index.snapshot import Snapshot, texts_of
 from index.text import normalise, words
@@ -113,12 +112,13 @@ class Vocabulary:
     @classmethod
     def build(cls, snapshot: Snapshot) -> Vocabulary:
         """Read a snapshot's items."""
+        matcher = AttributeMatcher(without_fragments(snapshot.attributes))
         chosen = _most_popular(snapshot)
         table = snapshot.items.table
         if len(chosen) < len(table):
             table = table.take(pa.array(chosen))
         concepts: dict[Concept, int] = {}
-        row, number = _concepts_of(table, snapshot.matcher, concepts)
+        row, number = _concepts_of(table, matcher, concepts)
         n_items = len(snapshot.items)
         items = Runs.of_pairs(chosen[row], number, n_items)
         position, values = items.gather(np.arange(n_items))
@@ -132,7 +132,7 @@ class Vocabulary:
         lexical = snapshot.lexical
         return cls(
             version=snapshot.version,
-            matcher=snapshot.matcher,
+            matcher=matcher,
             lexical=lexical,
             spelling=Spelling(lexical, _other_words(snapshot.attributes.entries, table)),
             concepts=tuple(concepts),
@@ -201,6 +201,37 @@ class Vocabulary:
         """Items of a phrase's rarest word; 0 if a word is unknown."""
         counts = [self.word_frequency(word) for word in words(phrase)]
         return float(min(counts)) if counts else 0.0
+
+
+def without_fragments(dictionary: AttributeDictionary) -> AttributeDictionary:
+    """The dictionary less what was cut out across words of a script without spaces.
+
+    Title ends are mined as things: "…单肩包通勤" (shoulder bag, commuting) gives "肩包通勤". Such a
+    fragment is the end of one entry followed by another one that is no thing itself.
+    """
+    unspaced = [surface for surface in dictionary.entries if not joins(surface[-1])]
+    ends = {surface[i:] for surface in unspaced for i in range(len(surface))}
+
+    def is_fragment(surface: str) -> bool:
+        return any(
+            surface[:i] in ends
+            and (after := dictionary.entries.get(surface[i:])) is not None
+            and after.type is not AttributeType.ENTITY
+            for i in range(1, len(surface))
+        )
+
+    fragments = {
+        surface
+        for surface in unspaced
+        if dictionary.entries[surface].type is AttributeType.ENTITY and is_fragment(surface)
+    }
+    return AttributeDictionary(
+        {
+            surface: entry
+            for surface, entry in dictionary.entries.items()
+            if surface not in fragments
+        }
+    )
 
 
 def _most_popular(snapshot: Snapshot) -> NDArray[np.int64]:

@@ -1,0 +1,54 @@
+"""Intents, categories, attributes, topics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from index.attribute_types import AttributeType
+from server.keywords.analysis import analyse
+from server.keywords.keywords import Attribute, Intent
+from server.keywords.reading import read
+from server.keywords.vocabulary import Vocabulary
+
+
+def test_categories_go_from_coarse_to_fine(vocabulary: Vocabulary) -> None:
+    analysis = analyse(read("black hiking boots", vocabulary), vocabulary)
+    assert analysis.categories == ("fashion", "shoes", "hiking boots")
+
+
+def test_a_purpose_of_several_categories_stops_where_they_part(vocabulary: Vocabulary) -> None:
+    analysis = analyse(read("fatigue relief", vocabulary), vocabulary)
+    assert analysis.categories[:2] in ((), ("health",), ("health", "wellness"))
+    assert len(analysis.categories) < 3
+    assert analysis.intents == (Intent.FUNCTION,)
+
+
+def test_without_paths_the_thing_itself_is_the_category(vocabulary: Vocabulary) -> None:
+    flat = replace(vocabulary, paths=())
+    analysis = analyse(read("white office chair", flat), flat)
+    assert analysis.categories == ("chairs", "office chairs")
+
+
+def test_topics_keep_what_the_dictionary_does_not_know(vocabulary: Vocabulary) -> None:
+    analysis = analyse(read("ergonomic saddle office chair", vocabulary), vocabulary)
+    assert analysis.topics == ("ergonomic", "saddle", "office chairs")
+
+
+def test_refused_values_are_no_attributes(vocabulary: Vocabulary) -> None:
+    analysis = analyse(read("red rug not red", vocabulary), vocabulary)
+    assert analysis.excluded == ("red",)
+    assert Attribute(AttributeType.COLOR, "red") not in analysis.attributes
+
+
+@pytest.mark.parametrize("query", ["", "   ", "?", "what?", "80/7", "\x00", "🛋️", "a" * 512])
+def test_odd_queries_are_analysed(vocabulary: Vocabulary, query: str) -> None:
+    analysis = analyse(read(query, vocabulary), vocabulary)
+    assert analysis.intents
+    assert analysis.excluded == ()
+
+
+def test_free_shipping_of_shoes_is_merchandise(vocabulary: Vocabulary) -> None:
+    assert analyse(read("running shoes free shipping", vocabulary), vocabulary).merchandise
+    assert not analyse(read("free shipping", vocabulary), vocabulary).merchandise
