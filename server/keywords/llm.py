@@ -106,10 +106,10 @@ class LlmStats:
 class LlmGenerator:
     """A KeywordGenerator. Used on one event loop, closed with `aclose`.
 
-    `catalogue_version` is part of the source. With a `vocabulary` only terms whose words the
-    catalogue has are kept, in its order, and its version is the catalogue's. `generic`
-    finds generic keywords made before, so that a personalised request need not have its query
-    understood again. `observe` is told of each call.
+    `response_format`: the strictest of RUNGS to ask for. `catalogue_version` is part of the source.
+    With a `vocabulary` only terms whose words the catalogue has are kept, in its order, and its
+    version is the catalogue's. `generic` finds generic keywords made before, so that a
+    personalised request need not have its query understood again. `observe` is told of each call.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class LlmGenerator:
         budget: Budget | None = None,
         breaker: CircuitBreaker | None = None,
         *,
+        response_format: str = RUNGS[0],
         catalogue_version: str = "",
         vocabulary: Vocabulary | None = None,
         generic: GenericLookup | None = None,
@@ -136,7 +137,7 @@ class LlmGenerator:
         self._chat = ChatClient(settings)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._blocked_until = 0.0
-        self._rung = 0
+        self._rung = _rung_of(response_format)
         self._calls: Counter[str] = Counter()
         self._replies: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
@@ -366,6 +367,12 @@ class LlmGenerator:
         problem = self._budget.too_large(least + self._settings.max_tokens)
         if problem is not None:
             raise ConfigError(f"the language model's budget is too small: {problem}")
+
+
+def _rung_of(response_format: str) -> int:
+    if response_format not in RUNGS:
+        raise ConfigError(f"response_format is {response_format!r}, it must be one of {RUNGS}")
+    return RUNGS.index(response_format)
 
 
 def _response_format(kind: type[StrictReply], rung: int) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ attribute types; unknown fields are dropped), then only what a search can use is
 - exclusions that the query's own wording rules out (server.keywords.negation), and of the model's
   those that stand in the query and that the model does not itself ask for: a wrong one would hide
   what the shopper wants;
-- no term that holds what is excluded; nothing at all where the shop cannot answer;
+- no term that is praise alone or holds what is excluded;
+- nothing at all where the shop cannot answer;
 - with a catalogue's vocabulary: its spelling and order of terms (server.keywords.extraction), and
   no term with a word that no item has.
 So a text that talks the model into something changes its own query's terms only.
@@ -19,11 +20,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from index.attribute_types import AttributeType
+from index.attribute_types import AttributeType, lexicon
 from index.text import normalise, words
 from server.keywords.analysis import values_of
 from server.keywords.extraction import clean_terms
@@ -71,13 +73,18 @@ class ReplyAttribute(StrictReply):
 
 
 class Understanding(StrictReply):
-    """Analysis and extraction in one reply: the fields before `keywords` lead up to them."""
+    """Analysis and extraction in one reply: the fields before `keywords` lead up to them.
+
+    Lists that the model left out are empty.
+    """
 
     intents: Annotated[list[Intent], Field(min_length=1, max_length=MAX_INTENTS)]
-    categories: Annotated[list[_Term], Field(max_length=MAX_CATEGORIES)]
-    attributes: Annotated[list[ReplyAttribute], Field(max_length=MAX_ATTRIBUTES)]
-    topics: Annotated[list[_Term], Field(max_length=MAX_TOPICS)]
-    excluded: Annotated[list[_Term], Field(max_length=MAX_EXCLUDED)]
+    categories: list[_Term] = Field(default_factory=list[_Term], max_length=MAX_CATEGORIES)
+    attributes: list[ReplyAttribute] = Field(
+        default_factory=list[ReplyAttribute], max_length=MAX_ATTRIBUTES
+    )
+    topics: list[_Term] = Field(default_factory=list[_Term], max_length=MAX_TOPICS)
+    excluded: list[_Term] = Field(default_factory=list[_Term], max_length=MAX_EXCLUDED)
     keywords: Annotated[list[_Term], Field(max_length=MAX_TERMS)]
 
 
@@ -151,11 +158,10 @@ def analysis_of(reply: Understanding, query: str, vocabulary: Vocabulary | None 
     if said == {Intent.NON_MERCHANDISE} and not reply.keywords:
         return Analysis(intents=(Intent.NON_MERCHANDISE,), merchandise=False)
     excluded = tuple(dict.fromkeys((*_refused(query, vocabulary), *_ruled_out(reply, query))))
+    said -= {Intent.NON_MERCHANDISE, Intent.NEGATION}
     if excluded:
         said.add(Intent.NEGATION)
-    intents = tuple(
-        intent for intent in Intent if intent in said and intent is not Intent.NON_MERCHANDISE
-    )
+    intents = tuple(intent for intent in Intent if intent in said)
     attributes = dict.fromkeys(
         Attribute(attribute.type, value)
         for attribute in reply.attributes
@@ -175,11 +181,20 @@ def terms_of(
     keywords: Iterable[str], excluded: Sequence[str], vocabulary: Vocabulary | None = None
 ) -> tuple[str, ...]:
     """The keywords that a search can use, at most MAX_TERMS, in their or the vocabulary's order."""
-    terms = _without(keywords, excluded)
+    terms = tuple(term for term in _without(keywords, excluded) if term not in _marketing())
     if vocabulary is not None:
         known = [term for term in terms if vocabulary.phrase_popularity(term) > 0]
         terms = clean_terms(known, excluded, vocabulary)
     return terms[:MAX_TERMS]
+
+
+@cache
+def _marketing() -> frozenset[str]:
+    """Words that praise or price and name nothing."""
+    surfaces = lexicon()[AttributeType.MARKETING]
+    return frozenset(
+        normalise(word) for name, others in surfaces.items() for word in (name, *others)
+    )
 
 
 def _refused(query: str, vocabulary: Vocabulary | None) -> tuple[str, ...]:

@@ -587,6 +587,8 @@ def test_a_budget_that_nothing_fits_in_is_found_at_the_start() -> None:
     settings = ChatSettings("http://127.0.0.1:9/v1", "tiny")
     with pytest.raises(ConfigError, match="budget is too small: one request may need"):
         LlmGenerator(settings, Budget(tokens_per_minute=500))
+    with pytest.raises(ConfigError, match="response_format is 'yaml'"):
+        LlmGenerator(settings, response_format="yaml")
 
 
 def test_calls_and_stats(serve: Serve, urls: list[str]) -> None:
