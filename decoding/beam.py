@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +20,13 @@ from decoding.expand import (
     check_size,
     level_arrays,
 )
-from decoding.selection import grow_beams
+from decoding.growth import grow_beams
 from decoding.softmax import Floats
+from decoding.team import ALONE, Team
 from index.errors import ConfigError
 from index.live.trie import AnyTrie
 from index.trie import Nodes, TrieFilter
 
-# Logits of a wave from which on handing work to another thread pays.
-_WORTH_A_THREAD = 1 << 18
 _NOTHING_SPECIAL = (0, 0, 0, 0, 0)
 
 
@@ -99,7 +95,7 @@ def grow_all(
     beams: Sequence[Beam],
     logits: Floats,
     priors: Floats | None = None,
-    threads: int = 1,
+    team: Team = ALONE,
     starts: Sequence[int] | None = None,
     *,
     normalised: bool = False,
@@ -109,8 +105,8 @@ def grow_all(
     `logits` float32 (rows, K). `starts`: each beam's first row of them; None where the beams' rows
     follow each other. `priors` float32 (beams, K), added first. `normalised`: the logits are
     log-probabilities, all ≤ 0, taken as they are. A beam without rows stays as it is. The beams are
-    at the same level and their tries have the same base. Large waves are grown by up to `threads`
-    threads, each beam by one. Raises ConfigError for a beam too wide to be ranked.
+    at the same level and their tries have the same base. `team`: threads that share what is large
+    enough. Raises ConfigError for a beam too wide to be ranked.
     """
     live = [row for row, beam in enumerate(beams) if len(beam)]
     if not live:
@@ -144,25 +140,8 @@ def grow_all(
         normalised,
         *slots,
     )
-    if threads > 1 and len(chosen) > 1 and row * codebook >= _WORTH_A_THREAD:
-        bounds = [len(chosen) * part // threads for part in range(threads + 1)]
-        parts = [
-            _pool(threads - 1).submit(grow_beams, first, end, *arguments)
-            for first, end in pairwise(bounds[:-1])
-            if first < end
-        ]
-        grow_beams(bounds[-2], bounds[-1], *arguments)
-        for part in parts:
-            part.result()
-    else:
-        grow_beams(0, len(chosen), *arguments)
+    grow_beams(team, *arguments)
     return _hand_out(chosen, slots)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that live as long as the process: a wave cannot wait for new ones."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="expansion")
 
 
 def _allowed(beam: Beam, level: int, known: dict[int, Any]) -> tuple[int, ...]:

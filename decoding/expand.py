@@ -3,7 +3,7 @@
 The level's log-softmax over its whole codebook, prior included, is part of it. Only legal children
 are visited; nothing is padded to the largest branching factor and no vocabulary is masked. The
 choice is exact: the `beam_width` best by score, ties by SID order. Two implementations, proven
-equal: `expand_reference` (torch, any device) and `expand` (Numba, CPU, see decoding/selection.py).
+equal: `expand_reference` (torch, any device) and `expand` (Numba, CPU, see decoding/growth.py).
 
 A score of -inf is dead: such rows have no children and such children are not kept. NaN is dead too.
 """
@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from decoding.children import NO_PRIOR
-from decoding.selection import grow_beams
+from decoding.growth import grow_beams
 from decoding.softmax import Floats
+from decoding.team import ALONE
 from index.errors import ConfigError
 from index.live.trie import AnyTrie, LiveTrie
 from index.trie import Codes, Nodes, Trie
@@ -234,8 +235,7 @@ def _expand(
     table = np.array([[0, len(nodes), 0, own_prior, beam_width, 0, filter_address, *added]])
     slots = Slots.empty(1, beam_width)
     grow_beams(
-        0,
-        1,
+        ALONE,
         table,
         *level_arrays(base_of(trie), level),
         nodes,

@@ -23,18 +23,13 @@ children are in decoding/children.py.
 # pyright: reportReturnType=false, reportOperatorIssue=false
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import carray, njit
 from numpy.typing import NDArray
 
-from decoding import candidates, children, softmax
 from decoding.candidates import (
-    LOW_HALF,
     LOWEST,
     WORST,
     bits_of_code,
@@ -43,7 +38,6 @@ from decoding.candidates import (
     keep_smallest,
     score_of,
     score_of_bound,
-    sort_by_byte,
     worse,
 )
 from decoding.children import (
@@ -51,7 +45,6 @@ from decoding.children import (
     ADDED_CODES,
     FIRST_LOGITS,
     FIRST_ROW,
-    FIRST_SLOT,
     PRIOR,
     ROWS,
     WIDTH,
@@ -61,7 +54,6 @@ from decoding.children import (
     allowed_of,
     block_allowed,
     count_allowed,
-    find_children,
     find_code,
     only_child_allowed,
     pointer,
@@ -100,21 +92,6 @@ class Scratch(NamedTuple):
     blocks: NDArray[np.int32]
     marks: NDArray[np.uint64]
     keys: NDArray[np.uint64]
-
-
-class Grown(NamedTuple):
-    """The kept prefixes; a beam's begin at its slot. `parents` are rows of the beam, `sources` rows
-    of the logits; `counts` int64 (beams,) is how many each beam has."""
-
-    nodes: Nodes
-    parents: Nodes
-    sources: Nodes
-    codes: Nodes
-    scores: Floats
-    level_scores: Floats
-    branching: NDArray[np.int32]
-    ranks: Nodes
-    counts: Nodes
 
 
 @njit(nogil=True)
@@ -263,10 +240,10 @@ def _search(
 
 
 @njit(nogil=True)
-def _select(
+def select(
     table: Nodes,
     part: int,
-    parts: int,
+    bounds: NDArray[np.uint64],
     level: LevelArrays,
     rows: Rows,
     logits: Floats,
@@ -274,8 +251,12 @@ def _select(
     normalised: bool,
     scratch: Scratch,
 ) -> int:
-    """The best candidates of a beam's live rows `part`, `part + parts`, ..., best row first, into
-    scratch.keys[:width] in any order; returns how many there are."""
+    """The best candidates of every n-th of a beam's live rows, from `part` on, best row first, into
+    scratch.keys[:width] in any order; returns how many there are.
+
+    `bounds` uint64 (n,), at first WORST: each part's bound, for all to read. Candidates from any of
+    them on may be left out.
+    """
     codebook = logits.shape[1]
     code_bits = bits_of_code(codebook)
     width = table[WIDTH]
@@ -292,7 +273,12 @@ def _select(
     nodes, scores, ranks = uncounted(rows.nodes), uncounted(rows.scores), uncounted(rows.ranks)
     firsts, ends = uncounted(rows.first), uncounted(rows.end)
     maxima, log_sums = uncounted(rows.maximum), uncounted(rows.log_sum)
+    parts = len(bounds)
     for place in range(part, len(order), parts):
+        if parts > 1:
+            bounds[part] = bound
+            for other in range(parts):
+                bound = min(bound, bounds[other])
         row = order[place]
         score = scores[row]
         if score < score_of_bound(bound):
@@ -359,183 +345,3 @@ def _select(
         keep_smallest(buffer, count, width)
         count = width
     return count
-
-
-@njit(nogil=True)
-def _emit(
-    beam: int,
-    table: Nodes,
-    level: LevelArrays,
-    rows: Rows,
-    logits: Floats,
-    priors: Floats,
-    keys: NDArray[np.uint64],
-    grown: Grown,
-) -> None:
-    """Writes what the chosen keys (m,), in any order, stand for."""
-    count = len(keys)
-    grown.counts[beam] = count
-    if not count:
-        return
-    codebook = logits.shape[1]
-    code_bits = np.uint64(bits_of_code(codebook))
-    code_mask = (np.uint64(1) << code_bits) - np.uint64(1)
-    first_row, n_rows = table[FIRST_ROW], table[ROWS]
-    allowed = allowed_of(table, len(level.codes))
-    only_allowed = only_child_allowed(table, level.shift)
-    row_of_rank = np.empty(n_rows, dtype=np.int64)
-    for row in range(first_row, first_row + n_rows):
-        row_of_rank[rows.ranks[row]] = row
-    rank_bits = bits_of_code(n_rows)
-    # First into SID order, which gives the ranks, then by score: both sorts are stable.
-    spare = np.empty(count, dtype=np.uint64)
-    sort_by_byte(keys, spare, 0, np.int64(code_bits) + rank_bits)
-    ties = np.empty(count, dtype=np.uint64)
-    place_of = np.empty(count, dtype=np.int64)
-    for rank in range(count):
-        ties[rank] = keys[rank] & LOW_HALF
-        keys[rank] = (keys[rank] & ~LOW_HALF) | np.uint64(rank)
-    sort_by_byte(keys, spare, 32, 32)
-    slot = table[FIRST_SLOT]
-    for place in range(count):
-        rank = np.int64(keys[place] & LOW_HALF)
-        grown.scores[slot + place] = score_of(keys[place])
-        grown.ranks[slot + place] = rank
-        place_of[rank] = slot + place
-    codes, n_base = uncounted(level.codes), len(level.codes)
-    firsts, ends, nodes = uncounted(rows.first), uncounted(rows.end), uncounted(rows.nodes)
-    parent, branches = -1, 0
-    first, end, first_added, end_added = 0, 0, 0, 0
-    # Children of one parent stand together in SID order.
-    for rank in range(count):
-        row = row_of_rank[ties[rank] >> code_bits]
-        code = np.int64(ties[rank] & code_mask)
-        if row != parent:
-            parent = row
-            first, end = firsts[row], ends[row]
-            branches = 1
-            if not (only_allowed and end == first + 1):
-                branches = count_allowed(allowed, first, end)
-            if table[ADDED]:
-                first_added, end_added = added_run(table, nodes[row])
-                branches += count_allowed(allowed, n_base + first_added, n_base + end_added)
-        node = find_code(codes, first, end, codebook, code)
-        if node < 0:
-            added = carray(pointer(table[ADDED_CODES]), (end_added,), dtype=np.uint16)
-            node = n_base + find_code(added, first_added, end_added, codebook, code)
-        place = place_of[rank]
-        source = table[FIRST_LOGITS] + row - first_row
-        value = logits[source, code]
-        if table[PRIOR] >= 0:
-            value += priors[table[PRIOR], code]
-        grown.nodes[place] = node
-        grown.parents[place] = row - first_row
-        grown.sources[place] = source
-        grown.codes[place] = code
-        grown.level_scores[place] = (value - rows.maximum[row]) - rows.log_sum[row]
-        grown.branching[place] = branches
-
-
-@njit(nogil=True)
-def _grow_beams(
-    first_beam: int,
-    end_beam: int,
-    tables: Nodes,
-    codes: Codes,
-    start_base: NDArray[np.uint32],
-    start_delta: NDArray[np.uint16],
-    shift: int,
-    nodes: Nodes,
-    scores: Floats,
-    ranks: Nodes,
-    logits: Floats,
-    priors: Floats,
-    normalised: bool,
-    whole: Nodes,
-    real: Floats,
-    branching: NDArray[np.int32],
-    counts: Nodes,
-) -> None:
-    """Grows the beams [first_beam, end_beam) of the table, int64 (beams, COLUMNS), by one level.
-
-    `codes`, `start_base`, `start_delta`, `shift`: the base trie at this level: the codes of its
-    nodes, and the compact starts of the level above (empty arrays and -1 at level 0, whose nodes
-    are the root's children). `nodes` int64, `scores` float32, `ranks` int64 of the SIDs within
-    their beam: all rows (rows,). `logits` float32 (logit rows, K); `priors` float32 (priors, K),
-    added first; `normalised`: the logits are log-probabilities already, all ≤ 0.
-
-    Written are, from each beam's slot on: `whole` int64 (5, slots): nodes, parents as rows of the
-    beam, parents as rows of the logits, codes, ranks; `real` float32 (2, slots): scores and the
-    step's log-probabilities; `branching` int32 (slots,); and `counts` int64 (beams,), how many.
-    """
-    n_rows = len(nodes)
-    level = LevelArrays(codes, start_base, start_delta, shift)
-    ends = np.empty((2, n_rows), dtype=np.int64)
-    softmax = np.empty((2, n_rows), dtype=np.float32)
-    rows = Rows(nodes, scores, ranks, ends[0], ends[1], softmax[0], softmax[1])
-    grown = Grown(
-        whole[0], whole[1], whole[2], whole[3], real[0], real[1], branching, whole[4], counts
-    )
-    scratch = new_scratch(tables[first_beam:end_beam, WIDTH].max(), logits.shape[1])
-    for beam in range(first_beam, end_beam):
-        table = tables[beam]
-        find_children(table, level, rows)
-        count = _select(table, 0, 1, level, rows, logits, priors, normalised, scratch)
-        _emit(beam, table, level, rows, logits, priors, scratch.keys[:count], grown)
-
-
-def _fingerprint() -> int:
-    """Of the sources that are compiled together; not 0."""
-    parts = [softmax.__file__, candidates.__file__, children.__file__, __file__]
-    return 1 + zlib.crc32(b"".join(Path(str(part)).read_bytes() for part in parts))
-
-
-def _cached(fingerprint: int) -> Callable[..., None]:
-    # Numba's cache knows a function by its own file and by what it closes over: without the
-    # fingerprint a change in another file would not be seen. So this function alone is cached.
-    @njit(cache=True, nogil=True)
-    def grow_beams(
-        first_beam: int,
-        end_beam: int,
-        tables: Nodes,
-        codes: Codes,
-        start_base: NDArray[np.uint32],
-        start_delta: NDArray[np.uint16],
-        shift: int,
-        nodes: Nodes,
-        scores: Floats,
-        ranks: Nodes,
-        logits: Floats,
-        priors: Floats,
-        normalised: bool,
-        whole: Nodes,
-        real: Floats,
-        branching: NDArray[np.int32],
-        counts: Nodes,
-    ) -> None:
-        if fingerprint:
-            _grow_beams(
-                first_beam,
-                end_beam,
-                tables,
-                codes,
-                start_base,
-                start_delta,
-                shift,
-                nodes,
-                scores,
-                ranks,
-                logits,
-                priors,
-                normalised,
-                whole,
-                real,
-                branching,
-                counts,
-            )
-
-    return grow_beams
-
-
-# As `_grow_beams`, which says what the arguments are.
-grow_beams = _cached(_fingerprint())

@@ -25,8 +25,8 @@ BLOCK = 64
 _INT32 = ir.IntType(32)
 
 _LOG2_E = np.float32(1.4426950408889634)
-# Adding it rounds to an integer, which then stands in the low bits.
-_ROUND = np.float32(12582912.0)
+# Adding it rounds to an integer, which then stands in the low bits, with the bias of an exponent.
+_ROUND = np.float32(12582912.0 + 127.0)
 _SMALLEST_EXPONENT = np.float32(-126.0)
 _P1 = np.float32(0.6931469775984721)
 _P2 = np.float32(0.24022242084919224)
@@ -103,9 +103,9 @@ def block_maxima(values: Floats, blocks: NDArray[np.int32]) -> np.float32:
 
 @njit(nogil=True, fastmath={"contract"})
 def _exp(value: np.float32) -> np.float32:
-    """e^value for value ≤ 0; exactly 1 for 0."""
+    """e^value for value ≤ 0; exactly 1 for 0, NaN for any NaN."""
     scaled = value * _LOG2_E
-    scaled = scaled if scaled > _SMALLEST_EXPONENT else _SMALLEST_EXPONENT
+    scaled = _SMALLEST_EXPONENT if scaled < _SMALLEST_EXPONENT else scaled
     shifted = np.float32(scaled + _ROUND)
     rest = scaled - (shifted - _ROUND)
     power = _P5 * rest + _P4
@@ -113,8 +113,7 @@ def _exp(value: np.float32) -> np.float32:
     power = power * rest + _P2
     power = power * rest + _P1
     power = np.float32(power * rest + np.float32(1.0))
-    exponent = np.int32(shifted.view(np.int32) << np.int32(23))
-    return np.int32(power.view(np.int32) + exponent).view(np.float32)
+    return power * np.int32(shifted.view(np.int32) << np.int32(23)).view(np.float32)
 
 
 @njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})

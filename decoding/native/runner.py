@@ -23,6 +23,7 @@ from decoding.expand import base_of
 from decoding.native.kv import BeamKV
 from decoding.native.transformer import Decoder
 from decoding.scoring import check_prompt, check_search, stacked_priors
+from decoding.team import torch_team
 from decoding.weights import DecoderWeights
 from index.errors import ArtifactError
 from index.live.trie import AnyTrie
@@ -188,10 +189,11 @@ def _grow(
     for row, beam in enumerate(beams):
         by_base.setdefault(id(base_of(beam.trie)), []).append(row)
     if len(by_base) == 1:
-        return grow_all(beams, logits, priors, starts=starts)
+        return grow_all(beams, logits, priors, torch_team(), starts)
     for rows in by_base.values():
         own = None if priors is None else priors[rows]
-        grow_all([beams[row] for row in rows], logits, own, starts=[starts[row] for row in rows])
+        places = [starts[row] for row in rows]
+        grow_all([beams[row] for row in rows], logits, own, torch_team(), places)
     grown = [
         (beam.steps[-1], start) for beam, start in zip(beams, starts, strict=True) if len(beam)
     ]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoding.beam import Beam, grow_all
+from decoding.team import torch_team
 from index.sid import SidLayout
 from index.trie import Trie, TrieFilter
 from loadtest.bench import flashrec_trie, padded, prefix_mask
@@ -212,7 +213,7 @@ def search(
     for level in range(trie.layout.levels):
         logits = model(level, codes).numpy()
         begun = time.perf_counter()
-        grow_all([beam], logits, None, torch.get_num_threads())
+        grow_all([beam], logits, None, torch_team())
         codes = torch.from_numpy(beam.steps[-1].codes)
         times.append(time.perf_counter() - begun)
     if laps is not None:

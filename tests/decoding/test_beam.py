@@ -12,6 +12,7 @@ from decoding.beam import Beam, check_filter, grow_all
 from decoding.engine import Prompt
 from decoding.expand import expand_reference
 from decoding.reference import Oracle, SidScore, brute_force, stepwise_beam
+from decoding.team import ALONE, Team, torch_team
 from index.errors import ConfigError
 from index.live.trie import AnyTrie, LiveTrie
 from index.sid import SidLayout
@@ -55,7 +56,10 @@ def prefixes_of(beam: Beam) -> list[tuple[int, ...]]:
 
 
 def decode(
-    beams: list[Beam], models: list[Model], priors: list[np.ndarray] | None = None, threads: int = 1
+    beams: list[Beam],
+    models: list[Model],
+    priors: list[np.ndarray] | None = None,
+    team: Team = ALONE,
 ) -> None:
     for level, size in enumerate(LAYOUT.level_sizes):
         rows = [
@@ -65,7 +69,7 @@ def decode(
         ]
         logits = np.stack(rows) if rows else np.zeros((0, size), dtype=np.float32)
         before = [len(beam) for beam in beams]
-        growth = grow_all(beams, logits, None if priors is None else priors[level], threads)
+        growth = grow_all(beams, logits, None if priors is None else priors[level], team)
         starts = np.cumsum([0, *before])
         parents, codes = [], []
         for start, count, beam in zip(starts, before, beams, strict=False):
@@ -103,11 +107,10 @@ def close(beam: Beam, expected: list[SidScore]) -> bool:
     sids=st.integers(1, 3000),
     widths=st.lists(st.sampled_from([1, 2, 10, 50, 80, 512]), min_size=1, max_size=5),
     grid=st.sampled_from([None, 1]),
-    threads=st.sampled_from([1, 2]),
     with_priors=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_wave_is_each_of_its_beams_alone(seed, sids, widths, grid, threads, with_priors):
+def test_a_wave_is_each_of_its_beams_alone(seed, sids, widths, grid, with_priors):
     random = np.random.default_rng(seed)
     trie = random_trie(random, sids)
     priors = None
@@ -126,7 +129,7 @@ def test_a_wave_is_each_of_its_beams_alone(seed, sids, widths, grid, threads, wi
 
     models = [random_model(seed + number, grid) for number in range(len(widths))]
     wave = [beam(width, number) for number, width in enumerate(widths)]
-    decode(wave, models, priors, threads)
+    decode(wave, models, priors)
     for number, (width, together) in enumerate(zip(widths, wave, strict=True)):
         alone = beam(width, number)
         decode(
@@ -240,13 +243,37 @@ def test_a_filter_of_another_trie_is_refused():
         check_filter(trie, other.filter(np.ones(other.n_leaves, dtype=np.bool_)))
 
 
-def test_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr("decoding.beam._WORTH_A_THREAD", 0)
-    trie = random_trie(np.random.default_rng(8), 2000)
-    models = [random_model(number) for number in range(5)]
-    one, several = ([Beam(trie, width) for width in (1, 90, 3, 40, 7)] for _ in range(2))
-    decode(one, models)
-    decode(several, models, threads=3)
-    for left, right in zip(one, several, strict=True):
-        for first, second in zip(_fields(left), _fields(right), strict=True):
-            assert np.array_equal(first, second)
+@pytest.fixture(params=[2, 3])
+def team(request) -> Team:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    found = torch_team()
+    torch.set_num_threads(before)
+    return found
+
+
+@pytest.mark.parametrize("widths", [(600,), (3, 700), (90, 200, 1, 90, 200, 90)])
+@pytest.mark.parametrize("grid", [None, 1])
+@pytest.mark.parametrize("kept", [None, 0.2])
+def test_threads_change_nothing(team: Team, widths: tuple[int, ...], grid: int | None, kept):
+    """Beams are dealt out, or their rows where beams are few."""
+    layout, random = SidLayout((64, 300, 200)), np.random.default_rng(len(widths))
+    codes = np.stack([random.integers(0, size, 50_000) for size in layout.level_sizes], axis=1)
+    base = Trie.build(layout, layout.pack(codes))
+    trie = LiveTrie.of(base, layout.pack(codes[:, [0, 2, 1]] % layout.level_sizes)[:500])
+    filter = None if kept is None else trie.filter(random.random(trie.n_leaves) < kept)
+    alone, together = ([Beam(trie, width, filter) for width in widths] for _ in range(2))
+    for size in layout.level_sizes:
+        logits = random.normal(0, 3, (sum(map(len, alone)), size)).astype(np.float32)
+        if grid is not None:
+            logits = np.round(logits * grid) / grid
+        priors = random.integers(-2, 3, (len(widths), size)).astype(np.float32)
+        expected = grow_all(alone, logits, priors)
+        found = grow_all(together, logits, priors, team)
+        for one, two in zip(expected, found, strict=True):
+            assert np.array_equal(one, two)
+    for one, two in zip(alone, together, strict=True):
+        for field in ("leaves", "scores", "level_scores", "branching"):
+            assert np.array_equal(
+                getattr(one.hypotheses(), field), getattr(two.hypotheses(), field)
+            )

@@ -230,11 +230,14 @@ def test_not_a_number_kills_its_row_only():
     layout = SidLayout((2, 70))
     trie = Trie.build(layout, np.arange(256, dtype=np.uint64)[np.arange(256) % 128 < 70])
     scores = np.array([-1.0, -2.0], dtype=np.float32)
-    for poison in (np.nan, np.inf):
-        logits = np.zeros((2, 70), dtype=np.float32)
-        logits[0] = poison
-        found = expand(trie, 1, np.arange(2), scores, logits, None, None, 5)
-        assert found.parents.tolist() == [1] * 5
+    # NaN of both signs, and one whose lowest bits are set.
+    odd = np.array([0xFF8001FF], dtype=np.uint32).view(np.float32)[0]
+    for poison in (np.nan, -np.nan, np.copysign(np.nan, -1), odd, np.inf):
+        for place in (slice(None), 0, 3, 69):
+            logits = np.zeros((2, 70), dtype=np.float32)
+            logits[0, place] = poison
+            found = expand(trie, 1, np.arange(2), scores, logits, None, None, 5)
+            assert found.parents.tolist() == [1] * 5
     nothing = np.full((2, 70), -np.inf, dtype=np.float32)
     assert not len(expand(trie, 1, np.arange(2), scores, nothing, None, None, 5).nodes)
 
