@@ -57,8 +57,11 @@ class RedisConnection:
         """The answer of one command. Raises RedisUnavailable; Refused."""
         try:
             async with asyncio.timeout(self._timeout_s * GRACE):
-                return await self._redis.execute_command(*parts)
+                answer = await self._redis.execute_command(*parts)
+            _end_if_cancelled()
+            return answer
         except _AWAY as error:
+            _end_if_cancelled()
             raise RedisUnavailable(_told(error)) from None
         except NoScriptError:
             raise
@@ -87,6 +90,13 @@ class RedisConnection:
         except (RedisError, OSError, TimeoutError):
             # Gone is gone: there is nothing to be kept of a connection that cannot be closed.
             return
+
+
+def _end_if_cancelled() -> None:
+    """The client sometimes takes a cancellation for a lost connection and goes on: not so here."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def check_url(url: str) -> None:
