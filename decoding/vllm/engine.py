@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from decoding.beam import check_filter
 from decoding.engine import EngineStats, Hypotheses, Prompt
 from decoding.errors import (
@@ -46,6 +48,8 @@ SMOOTHING = 0.2
 """Weight of the newest search in the smoothed times."""
 MIN_RETRY_S = 0.01
 CLOSE_TIMEOUT_S = 60.0
+SHUTDOWN_GRACE_S = 1.0
+WARM_UP_WIDTH = 4
 
 Result = TypeVar("Result")
 
@@ -239,11 +243,18 @@ class VllmEngine:
             raise OnesearchError(f"vLLM did not start: {type(error).__name__}: {error}") from error
         self._rounds = Rounds(self._llm)
         self._driver = BeamDriver(self._rounds, self._vocabulary)
+        # Kernels are compiled at their first use, here and in vLLM's process.
+        warm_up = Prompt(np.zeros(1, dtype=np.int32))
+        await self._driver.search(warm_up, WARM_UP_WIDTH, None, self._live.trie)
 
     async def _stop(self) -> None:
         if hasattr(self, "_rounds"):
             await self._gate.close()
-            self._llm.shutdown()
+            context = self._llm.engine_core.ctx
+            # Its process does not end of itself: vLLM ends it after this time.
+            self._llm.shutdown(timeout=SHUTDOWN_GRACE_S)
+            # vLLM closes its sockets, but not their context, of which this is a shadow.
+            context._shadow_obj.destroy(linger=0)
 
     async def _search(
         self,
