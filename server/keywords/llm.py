@@ -87,12 +87,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class LlmStats:
-    """Counted since the start. `calls`: HTTP requests by outcome (see Call). `replies`: questions
-    put to the model, by "valid", "repaired" or "invalid-answer". `failures`: requests without
-    keywords, by Failure. `response_format`: one of RUNGS, the strictest that is known to work.
+    """Counted since the start. `calls`: HTTP requests by outcome (see Call), `call_s`: their time.
+    `replies`: questions put to the model, by "valid", "repaired" or "invalid-answer". `failures`:
+    requests without keywords, by Failure. `response_format`: one of RUNGS, the strictest that is
+    known to work.
     """
 
     calls: Mapping[str, int]
+    call_s: float
     replies: Mapping[str, int]
     failures: Mapping[str, int]
     repairs: int
@@ -139,6 +141,7 @@ class LlmGenerator:
         self._blocked_until = 0.0
         self._rung = _rung_of(response_format)
         self._calls: Counter[str] = Counter()
+        self._call_s = 0.0
         self._replies: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._repairs = 0
@@ -162,6 +165,7 @@ class LlmGenerator:
     def stats(self) -> LlmStats:
         return LlmStats(
             dict(self._calls),
+            self._call_s,
             dict(self._replies),
             dict(self._failures),
             self._repairs,
@@ -346,6 +350,7 @@ class LlmGenerator:
 
     def _note(self, call: Call) -> None:
         self._calls[call.outcome] += 1
+        self._call_s += call.latency_s
         self._prompt_tokens += call.prompt_tokens
         self._completion_tokens += call.completion_tokens
         if self._observe is not None:

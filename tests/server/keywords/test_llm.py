@@ -609,6 +609,7 @@ def test_calls_and_stats(serve: Serve, urls: list[str]) -> None:
     ]
     assert all(0 < call.latency_s < 5 for call in calls)
     assert stats.calls == {"answered": 3, "unavailable": 1}
+    assert stats.call_s == pytest.approx(sum(call.latency_s for call in calls))
     assert stats.replies == {"repaired": 1, "valid": 1}
     assert stats.failures == {"unavailable": 1}
     assert (stats.repairs, stats.prompt_tokens, stats.completion_tokens) == (1, 300, 60)
