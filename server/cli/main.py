@@ -50,6 +50,7 @@ COMMANDS = {
     "generations": Command(
         "server.cli.generations", "app", "Publish, promote, roll back: what is served."
     ),
+    "experiment": Command("server.cli.experiment", "app", "Compare arms of an online experiment."),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),
     "doctor": Command("server.cli.doctor", "doctor", "Check this machine and say what to do."),

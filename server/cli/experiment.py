@@ -1,0 +1,137 @@
+"""`onesearch experiment`: compare the arms of an online experiment, from what was logged."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from index.errors import ConfigError
+
+SIMULATED_USERS = 5_000
+SIMULATED_LIFT = 0.05
+
+app = typer.Typer(no_args_is_help=True, help="Compare arms of an online experiment.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@app.command("report")
+def report(
+    exposures: Annotated[Path, typer.Option(help="Exposures: .jsonl (also .gz) or .parquet.")],
+    events: Annotated[Path, typer.Option(help="Clicks and orders: .jsonl (also .gz) or .parquet.")],
+    items: Annotated[
+        Path | None,
+        typer.Option(help="Dataset directory or item file, for segments of items."),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Which experiment, where there are several.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="The arm to compare with; champion unless given.")
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(help="Planned shares, such as champion=0.9,challenger=0.1; else as logged."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.json, report.md and plots.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lift of every metric with its 95 % interval, by arm and by segment; is the split sound?"""
+    from server.experiment.outcomes import join
+    from server.experiment.output import as_json as to_json
+    from server.experiment.output import as_markdown, write_report
+    from server.experiment.records import Rejected, read_events, read_exposures
+    from server.experiment.report import build_report
+    from server.experiment.segments import read_items
+
+    planned = None if shares is None else _shares(shares)
+    rejected = Rejected()
+    facts = None if items is None else read_items(items)
+    outcomes, notes = join(
+        read_exposures(exposures, rejected), read_events(events, rejected), experiment
+    )
+    found = build_report(outcomes, notes, control=control, shares=planned, facts=facts)
+    if rejected.reasons:
+        count = sum(rejected.reasons.values())
+        found["notes"].append(f"{count:,} rows were left out; the first: {rejected.first}")
+    written = [] if out is None else write_report(found, out)
+    if as_json:
+        typer.echo(to_json(found | {"files": [str(path) for path in written]}))
+        return
+    typer.echo(as_markdown(found))
+    for path in written:
+        typer.echo(f"wrote {path}", err=True)
+
+
+@app.command("simulate")
+def simulate(
+    folder: Annotated[Path, typer.Argument(help="Folder for the three files.")],
+    users: Annotated[int, typer.Option(min=2, help="Simulated users.")] = SIMULATED_USERS,
+    lift: Annotated[
+        float, typer.Option(min=-0.9, max=1.0, help="Planted relative lift of item CTR.")
+    ] = SIMULATED_LIFT,
+    shares: Annotated[str, typer.Option(help="Shares of the arms.")] = (
+        "champion=0.5,challenger=0.5"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Write exposures, events and items of simulated users, all marked as simulated."""
+    import numpy as np
+
+    from server.experiment.assignment import Experiment
+    from server.experiment.simulation import (
+        SimulatedShop,
+        events_of,
+        exposures_of,
+        item_rows,
+    )
+    from server.experiment.simulation import simulate as simulate_users
+
+    shop = SimulatedShop(users=users, click_lift=lift)
+    named = {arm: Fraction(share).limit_denominator() for arm, share in _shares(shares).items()}
+    experiment = Experiment.of("simulated", named)
+    outcomes = simulate_users(shop, experiment, np.random.default_rng(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {
+        "exposures.jsonl": (one.to_json() for one in exposures_of(outcomes, experiment)),
+        "events.jsonl": (one.to_json() for one in events_of(outcomes)),
+        "items.jsonl": item_rows(shop),
+    }
+    for name, records in rows.items():
+        with (folder / name).open("wb") as file:
+            file.writelines(orjson.dumps(one) + b"\n" for one in records)
+    facts = {
+        "simulated": True,
+        "units": outcomes.n_units,
+        "pages": outcomes.n_pages,
+        "planted_lift": lift,
+        "files": [str(folder / name) for name in rows],
+    }
+    if as_json:
+        typer.echo(orjson.dumps(facts).decode())
+        return
+    typer.echo(
+        f"{outcomes.n_units:,} simulated users, {outcomes.n_pages:,} pages, planted lift of item "
+        f"CTR {lift:+.1%}; in {folder}: {', '.join(rows)}"
+    )
+
+
+def _shares(text: str) -> dict[str, float]:
+    """`a=0.9,b=0.1` as numbers. Raises ConfigError."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        arm, _, share = part.partition("=")
+        try:
+            shares[arm.strip()] = float(Fraction(share.strip()))
+        except (ValueError, ZeroDivisionError):
+            raise ConfigError(
+                f"shares {text!r} are not understood; give them as champion=0.9,challenger=0.1"
+            ) from None
+    return shares
