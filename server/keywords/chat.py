@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ REPLY_BYTES = 256 * 1024
 # When a service asks for patience and does not say how long, and the most that it may ask for.
 RETRY_AFTER_S = 5.0
 MAX_RETRY_AFTER_S = 3600.0
+REASON_LENGTH = 160
 
 _MAX_USAGE = 10_000_000
 _CODE = re.compile(r"[a-z0-9_.-]{1,64}")
@@ -177,6 +179,7 @@ class ChatClient:
             headers=headers,
             follow_redirects=False,
             trust_env=False,
+            verify=_certificates(self._url.scheme),
             limits=httpx.Limits(max_connections=settings.concurrency),
             timeout=httpx.Timeout(settings.read_timeout_s, connect=settings.connect_timeout_s),
         )
@@ -210,8 +213,10 @@ class ChatClient:
             raise ChatError(
                 Failure.TIMEOUT, f"{settings.origin}: no reply in time", blames=True, spent=True
             ) from None
-        except httpx.ConnectError:
-            raise self._unavailable("no connection") from None
+        except httpx.ConnectError as error:
+            # Words of the operating system or of TLS; nothing was sent yet.
+            reason = " ".join(str(error).split())[:REASON_LENGTH]
+            raise self._unavailable(f"no connection ({reason})") from None
         except httpx.RequestError as error:
             raise self._unavailable(
                 f"the connection broke ({type(error).__name__})", spent=True
@@ -293,6 +298,15 @@ class ChatClient:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
             return ""
         return "" if key and key.get_secret_value() in code else code
+
+
+def _certificates(scheme: str) -> ssl.SSLContext:
+    """Whom TLS trusts: what httpx brings along, the system's store, SSL_CERT_FILE."""
+    if scheme == "http":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
 
 
 def _retry_after_s(headers: httpx.Headers) -> float | None:

@@ -6,9 +6,13 @@ import asyncio
 import email.utils
 import json
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
@@ -440,6 +444,44 @@ def test_nobody_listens(ask: Run, urls: list[str]) -> None:
         error = failed(ask(KeywordRequest(QUERY))[0])
     assert error.failure is Failure.UNAVAILABLE
     assert "no connection" in error.message
+
+
+def test_tls_trusts_what_the_system_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    files = ("-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem"))
+    name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    command = ("openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "1")
+    subprocess.run((*command, *files, *name), check=True, capture_output=True, timeout=60)
+    body = completion(UNDERSTANDING)
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Whoever does not trust the certificate leaves before a request.
+        if await reader.read(65536):
+            writer.write(head.encode() + body)
+            await writer.drain()
+        writer.close()
+
+    async def run() -> Keywords | GenerationError:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            generator = LlmGenerator(ChatSettings(f"https://localhost:{port}/v1", "tiny"))
+            try:
+                return (await generator.generate([KeywordRequest(QUERY)]))[0]
+            finally:
+                await generator.aclose()
+
+    error = failed(asyncio.run(run()))
+    assert error.failure is Failure.UNAVAILABLE
+    assert "CERTIFICATE_VERIFY_FAILED" in error.message
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    assert found(asyncio.run(run())).terms
 
 
 def test_redirects_are_not_followed(serve: Serve, ask: Run, urls: list[str]) -> None:
