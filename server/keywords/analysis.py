@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from index.attribute_types import AttributeType
-from server.keywords.cues import INTENT_PATTERNS
+from server.keywords.cues import INTENT_PATTERNS, KNOWLEDGE
 from server.keywords.keywords import Analysis, Attribute, Intent
 from server.keywords.reading import Reading, is_merchandise
 from server.keywords.vocabulary import Vocabulary
@@ -46,7 +46,7 @@ def analyse(reading: Reading, vocabulary: Vocabulary) -> Analysis:
         )
     )
     intents = intents_of(reading, attributes)
-    if _says_nothing(reading, intents, attributes):
+    if _asks_for_knowledge(reading, attributes):
         return Analysis(intents=(Intent.NON_MERCHANDISE,), merchandise=False)
     excluded = tuple(
         dict.fromkeys(
@@ -79,14 +79,9 @@ def intents_of(reading: Reading, attributes: Sequence[Attribute]) -> tuple[Inten
     return tuple(intent for intent in Intent if intent in found)
 
 
-def _says_nothing(
-    reading: Reading, intents: Sequence[Intent], attributes: Sequence[Attribute]
-) -> bool:
-    """A question in which the catalogue knows nothing: "what does wg mean?"."""
-    asks = Intent.QUESTION in intents and not {Intent.RECOMMENDATION, Intent.FUNCTION} & set(
-        intents
-    )
-    return asks and not attributes and not reading.refused
+def _asks_for_knowledge(reading: Reading, attributes: Sequence[Attribute]) -> bool:
+    """A question that names nothing the catalogue has: "what does wg mean?"."""
+    return not attributes and not reading.refused and bool(KNOWLEDGE.search(reading.text))
 
 
 def _unnamed(reading: Reading) -> str:

@@ -102,6 +102,12 @@ NON_MERCHANDISE = re.compile(
     re.VERBOSE,
 )
 
+# Asks for knowledge; about things of the catalogue such a question may still want one.
+KNOWLEDGE = re.compile(
+    r"^(?:what (?:does|did) .* mean|(?:meaning|definition) of|who (?:is|are|was)"
+    r"|when (?:is|was|did)|why (?:is|are|do|does|did))\b|什么意思|是谁|为什么"
+)
+
 # The thing that an alternative is wanted for; it is what must not be shown.
 ALTERNATIVE_TO = r"""
     (?:(?:cheaper|good|better|best)\ )?alternatives?\ (?:to|for)|substitutes?\ for
@@ -151,9 +157,10 @@ SCOPE_JOIN = re.compile(
 
 # Chinese product words that begin with a weak cue, for catalogues that do not have them.
 _COMPOUNDS = """
-    无线 无人 无尘 无缝 无框 无绳 无极 无影 无痕 无袖 无骨 无纺 无铅 无钢 无油 不锈 不粘 不倒 不织
-    不沾 不限 不求 非洲 非遗 非常 免洗 免烫 免打 免钉 免安 免充 免费 免手 免税 免熨 免煮 特别 别墅
-    别针 级别 性别
+    无线 无人 无尘 无缝 无框 无绳 无极 无影 无痕 无袖 无骨 无纺 无铅 无钢 无油 不锈
+    不粘 不倒 不织 不沾 不限 不求 不一 不同 不易 不够 不仅 不变 不错 不断 不知 无敌
+    无比 无穷 无所 无论 非凡 非洲 非遗 非常 免洗 免烫 免打 免钉 免安 免充 免费 免手
+    免税 免熨 免煮 免邮 别人 别样 特别 别墅 别针 级别 性别
 """
 CHINESE_COMPOUNDS = frozenset(_COMPOUNDS.split())
 _ENGLISH_COMPOUNDS = """

@@ -200,7 +200,8 @@ def _bm25(
         said = [word for term in found.terms for word in words(term)]
         new = dict.fromkeys(word for word in said if word not in named)
         every = query + lexical.score_all(" ".join(said))
-        weighted = ranked(query + np.float32(BM25_WEIGHT) * lexical.score_all(" ".join(new)))
+        added = (BM25_WEIGHT * lexical.score_all(" ".join(new))).astype(np.float32)
+        weighted = ranked(query + added)
         yield [ranked(query), ranked(every), weighted, _allowed(weighted, found, vocabulary)]
 
 
@@ -216,7 +217,7 @@ def _dense(
         query = snapshot.embed_queries(texts[part])
         both = [f"{text} {more}" for text, more in zip(texts[part], terms, strict=True)]
         # A sum has the right direction, and nothing but directions ranks the items of one query.
-        weighted = query + np.float32(DENSE_WEIGHT) * snapshot.embed_queries(terms)
+        weighted = query + (DENSE_WEIGHT * snapshot.embed_queries(terms)).astype(np.float32)
         searched = [
             snapshot.dense.search(vectors, SEARCHED)[0]
             for vectors in (query, snapshot.embed_queries(both), weighted)

@@ -208,6 +208,12 @@ def _phrase(
     too_long = len(whole.split()) > MAX_REFUSED_WORDS or size > MAX_REFUSED_CHARACTERS
     if not _content(whole):
         return "", start
+    if _CJK.match(whole) and not longest(whole):
+        # Without spaces a known word tells where the refused one ends: "不带鞋带|男士".
+        known_at = [i for i in range(2, len(whole)) if longest(whole[i:])]
+        if known_at:
+            start = scope.index(whole, position)
+            return whole[: known_at[0]].strip(), start + known_at[0]
     if not (first_only or too_long):
         return whole, last
     length = longest(scope[position:last])

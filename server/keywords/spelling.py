@@ -89,8 +89,10 @@ class Spelling:
         best, best_score = None, -math.inf
         for candidate, prior in self._candidates(word):
             count = float(self._count(candidate))
-            if candidate in self._known:
+            if candidate in _FUNCTION_WORDS:
                 count = max(count, self._pretended)
+            elif candidate in self._known:
+                count = max(count, MIN_FREQUENCY)
             if count < MIN_FREQUENCY:
                 continue
             score = prior + math.log(count) + _TOGETHER * self._together(candidate, others)

@@ -49,6 +49,22 @@ def test_odd_queries_are_analysed(vocabulary: Vocabulary, query: str) -> None:
     assert analysis.excluded == ()
 
 
+@pytest.mark.parametrize(
+    ("query", "merchandise"),
+    [
+        ("what does wg mean?", False),
+        ("why is the sky blue?", True),  # "blue" is a colour of the shop: rather search than refuse
+        ("why do cats purr", True),
+        ("who is the president", False),
+        ("how much is a wombat", True),
+        ("这个词什么意思", False),
+        ("土猪肉多少钱一斤", True),
+    ],
+)
+def test_questions_of_knowledge(vocabulary: Vocabulary, query: str, merchandise: bool) -> None:
+    assert analyse(read(query, vocabulary), vocabulary).merchandise is merchandise
+
+
 def test_free_shipping_of_shoes_is_merchandise(vocabulary: Vocabulary) -> None:
     assert analyse(read("running shoes free shipping", vocabulary), vocabulary).merchandise
     assert not analyse(read("free shipping", vocabulary), vocabulary).merchandise
