@@ -50,7 +50,8 @@ def _statistical(path: Path, settings: Settings) -> KeywordGenerator:
     associations = None
     if settings.keyword_dataset is not None:
         dataset = Dataset.open(settings.keyword_dataset, verify=settings.verify)
-        associations = Associations.build(clicks_of(dataset, snapshot.items), vocabulary)
+        clicks = clicks_of(dataset, snapshot.items)
+        associations = Associations.build(clicks, vocabulary, version=dataset.version)
     return StatisticalGenerator(snapshot, associations, vocabulary=vocabulary)
 
 
