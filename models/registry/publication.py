@@ -17,7 +17,7 @@ from index.errors import ArtifactError
 from models.registry.durable import remove_durably
 from models.registry.record import GenerationRecord, write_record
 from models.registry.registry import Provenance, Registry, check_fit
-from models.registry.store import LIVE_SUFFIX, Incoming, Store, remove_source
+from models.registry.store import Incoming, Store, changes_beside, remove_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def _source(store: Store, given: Path | str) -> Path:
 def _notes_of_changes(snapshot: Path | str, *, move: bool) -> list[str]:
     """Changes beside a snapshot do not come along. Raises ArtifactError when they would be lost."""
     path = Path(snapshot)
-    live = path.absolute().with_name(path.name + LIVE_SUFFIX)
-    if not path.is_dir() or not live.is_dir():
+    live = changes_beside(path) if path.is_dir() else None
+    if live is None:
         return []
     if move:
         raise ArtifactError(

@@ -16,6 +16,7 @@ from models.registry.durable import clear_work, remove_durably
 from models.registry.leases import Lease
 from models.registry.record import GenerationRecord
 from models.registry.registry import Provenance, Registry
+from models.registry.store import changes_beside
 
 KEPT_GENERATIONS = 5
 MIN_AGE_S = 3600.0
@@ -144,7 +145,7 @@ def _plan(registry: Registry, retention: Retention) -> Sweep:
     stored = Stored(
         snapshots,
         registry.checkpoints.versions(),
-        {version for version in snapshots if registry.snapshots.has_changes(version)},
+        {one for one in snapshots if changes_beside(registry.snapshots.path(one))},
     )
     return plan_sweep(
         records,

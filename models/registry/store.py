@@ -26,6 +26,7 @@ from models.registry.durable import move_durably, remove_durably, sync, work_pat
 
 LIVE_SUFFIX = ".live"
 """Of the directory with a snapshot's changes, beside it; see index/live/catalogue.py."""
+_EMPTY_LOG_BYTES = 8
 _FICLONE = 0x40049409
 
 
@@ -122,12 +123,6 @@ class Store:
             remove_durably(live, self._work)
         remove_durably(self.path(version), self._work)
 
-    def has_changes(self, version: str) -> bool:
-        """Whether changes of a catalogue lie beside a snapshot: they exist nowhere else."""
-        live = self.path(version + LIVE_SUFFIX)
-        merged = any(live.glob("merged-*"))
-        return merged or any(path.stat().st_size > 8 for path in live.glob("log/*.log"))
-
     def _is_sound(self, version: str) -> bool:
         try:
             self.check(version)
@@ -158,6 +153,15 @@ def version_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     """The version of a directory with these files, in a manifest's order (`artifact.create`)."""
     contents = "".join(f"{name}:{facts['sha256']};" for name, facts in files.items())
     return hashlib.sha256(contents.encode()).hexdigest()[:12]
+
+
+def changes_beside(snapshot: Path) -> Path | None:
+    """The directory with a catalogue's changes beside a snapshot, if it holds any: they exist
+    nowhere else."""
+    live = snapshot.absolute().with_name(snapshot.name + LIVE_SUFFIX)
+    merged = any(live.glob("merged-*"))
+    logged = any(path.stat().st_size > _EMPTY_LOG_BYTES for path in live.glob("log/*.log"))
+    return live if merged or logged else None
 
 
 def remove_source(source: Path, kind: str) -> None:

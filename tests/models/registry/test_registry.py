@@ -231,7 +231,10 @@ def test_changes_of_a_catalogue_are_neither_moved_nor_removed(
 ) -> None:
     snapshot = tmp_path / "s"
     shutil.copytree(sources.snapshot, snapshot)
-    (tmp_path / "s.live" / "log").mkdir(parents=True)
+    beside = tmp_path / "s.live" / "log"
+    beside.mkdir(parents=True)
+    assert publish(registry, snapshot, sources.first).notes == ()
+    (beside / "00000000000000000001.log").write_bytes(b"onelog\x00\x01" + bytes(40))
     with pytest.raises(ArtifactError, match="would lose its snapshot"):
         publish(registry, snapshot, sources.first, move=True)
     done = publish(registry, snapshot, sources.first)
