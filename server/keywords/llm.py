@@ -58,6 +58,8 @@ VALID = "valid"
 REPAIRED = "repaired"
 # Response formats, strictest first. The second is for services that know no limits on texts.
 RUNGS = ("schema", "schema-without-lengths", "object", "text")
+# For all calls of one request, and its waiting for others to end.
+PATIENCE_S = 300.0
 # More of a wrong reply is not shown to the model again.
 REPAIR_LENGTH = 2000
 # What a calibration may see of a user, newest first to be kept (METHOD §2: a window of 5).
@@ -108,10 +110,12 @@ class LlmStats:
 class LlmGenerator:
     """A KeywordGenerator. Used on one event loop, closed with `aclose`.
 
-    `response_format`: the strictest of RUNGS to ask for. `catalogue_version` is part of the source.
-    With a `vocabulary` only terms whose words the catalogue has are kept, in its order, and its
-    version is the catalogue's. `generic` finds generic keywords made before, so that a
-    personalised request need not have its query understood again. `observe` is told of each call.
+    `response_format`: the strictest of RUNGS to ask for. `patience_s`: a request that has no
+    keywords by then fails alone, and what others of its batch found is kept. `catalogue_version`
+    is part of the source. With a `vocabulary` only terms whose words the catalogue has are kept,
+    in its order, and its version is the catalogue's. `generic` finds generic keywords made before,
+    so that a personalised request need not have its query understood again. `observe` is told of
+    each call.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class LlmGenerator:
         breaker: CircuitBreaker | None = None,
         *,
         response_format: str = RUNGS[0],
+        patience_s: float = PATIENCE_S,
         catalogue_version: str = "",
         vocabulary: Vocabulary | None = None,
         generic: GenericLookup | None = None,
@@ -132,6 +137,7 @@ class LlmGenerator:
         self._breaker = breaker or CircuitBreaker()
         self._vocabulary = vocabulary
         self._generic = generic
+        self._patience_s = patience_s
         self._observe = observe
         self._clock = clock
         self._understanding = Prompt.load("understanding")
@@ -190,12 +196,17 @@ class LlmGenerator:
 
     async def _answer(self, request: KeywordRequest) -> Keywords | GenerationError:
         try:
-            keywords = await self._understand(request)
-            if request.personalised:
-                keywords = await self._calibrate(request, keywords)
+            async with asyncio.timeout(self._patience_s):
+                keywords = await self._understand(request)
+                if request.personalised:
+                    keywords = await self._calibrate(request, keywords)
         except ChatError as error:
             self._failures[error.failure] += 1
             return GenerationError(error.failure, str(error), error.retry_after_s)
+        except TimeoutError:
+            self._failures[Failure.TIMEOUT] += 1
+            message = f"{self._settings.origin}: no keywords within {self._patience_s:g} s"
+            return GenerationError(Failure.TIMEOUT, message)
         return keywords
 
     async def _understand(self, request: KeywordRequest) -> Keywords:

@@ -159,6 +159,7 @@ def with_generator(
     breaker: CircuitBreaker | None = None,
     generic: Any = None,
     observe: Callable[[Call], None] | None = None,
+    patience_s: float = 60.0,
     **settings: Any,
 ) -> Any:
     """What `use` returns, given a generator that is closed afterwards."""
@@ -168,6 +169,7 @@ def with_generator(
             ChatSettings(url, "tiny", SecretStr(KEY), **settings),
             budget,
             breaker,
+            patience_s=patience_s,
             generic=generic,
             observe=observe,
             clock=lambda: 7.0,
@@ -378,6 +380,16 @@ def test_a_slow_service_is_given_up(serve: Serve, ask: Run) -> None:
         assert error.failure is Failure.TIMEOUT
         assert error.retryable
         assert time.monotonic() - started < 0.9
+
+
+def test_patience_ends_for_each_request_alone(serve: Serve, ask: Run) -> None:
+    serve(says(UNDERSTANDING), sleeps(2.0, says(UNDERSTANDING)))
+    requests = [KeywordRequest(f"shoe {n}") for n in range(3)]
+    first, *others = ask(*requests, concurrency=1, patience_s=1.0)
+    assert found(first).terms
+    for error in map(failed, others):
+        assert error.failure is Failure.TIMEOUT
+        assert "no keywords within 1 s" in error.message
 
 
 def test_a_reply_that_drips_is_given_up(serve: Serve, ask: Run) -> None:
