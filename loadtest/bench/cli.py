@@ -31,6 +31,7 @@ BENCHES = {
     "filters": Bench("loadtest.bench.filters", "searches under filters"),
     "changes": Bench("loadtest.bench.changes", "catalogue changes while searching"),
     "engine": Bench("loadtest.bench.engine", "whole searches of the same checkpoint"),
+    "parity": Bench("loadtest.bench.parity", "vLLM's engine beside ours: answers, speed"),
     "overload": Bench("loadtest.bench.overload", "more requests than the machine can answer"),
 }
 WIDTH = 150
@@ -53,10 +54,12 @@ def bench(
         ),
     ] = None,
     snapshot: Annotated[
-        Path | None, typer.Option(help="Snapshot for engine and overload, with --checkpoint.")
+        Path | None,
+        typer.Option(help="Snapshot for engine, parity and overload, with --checkpoint."),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint for engine and overload, with --snapshot.")
+        Path | None,
+        typer.Option(help="Checkpoint for engine, parity and overload, with --snapshot."),
     ] = None,
 ) -> None:
     """Measure against peers in interleaved rounds; a ratio above 1 is in our favour."""
@@ -116,7 +119,8 @@ def _chosen(
     if snapshot is not None:
         if "snapshot" not in signature(module.rows).parameters or table is not None:
             raise ConfigError(
-                "--snapshot and --checkpoint are for all of `bench engine|overload`, not a --table"
+                "--snapshot and --checkpoint are for all of `bench engine|parity|overload`, not a "
+                "--table"
             )
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:
