@@ -12,7 +12,7 @@ answer that the crowd made late (degraded, or none, although its deadline was fa
 that is alone) and rises with each whole one, so that short deadlines are met by letting in fewer.
 Whoever comes when the house is full is refused before the body is parsed: those inside were there
 first, and are answered in time. At least `MIN_LIMIT` are always let in, so that what is measured
-wrongly is measured again.
+wrongly is measured again, and `FIRST_LIMIT` while little is known.
 
 Refusals are paced: above `REFUSALS_PER_S` they wait, each `MAX_HOLD_S` at most, which costs a
 timer. Clients that come back at once would otherwise keep the event loop busy with refusing.
@@ -38,7 +38,9 @@ GUARDED_PREFIX = "/v1/"
 SEARCH_PREFIX = "/v1/search"
 MIN_LIMIT = 4
 FIRST_LIMIT = 16
-"""Until a search was alone."""
+"""Until a search was alone; and never less before `ENOUGH_ANSWERS`."""
+ENOUGH_ANSWERS = 16
+"""With fewer, the busy time of those still inside would count for more than what was answered."""
 SOON_S = 0.05
 """Nobody is refused who would be answered that soon."""
 EASE_DOWN, EASE_UP = 0.9, 1.01
@@ -79,6 +81,7 @@ class SearchLimit:
         self._last = 0.0
         self._busy_s = 0.0
         self._answers = 0.0
+        self._taught = 0
         self._ease = 1.0
 
     @property
@@ -88,7 +91,8 @@ class SearchLimit:
             return min(FIRST_LIMIT, self._most)
         target_s = max(self._patience * self._typical_s, SOON_S)
         allowed = target_s * self._answers / self._busy_s * self._ease
-        return min(max(MIN_LIMIT, round(allowed)), self._most)
+        least = MIN_LIMIT if self._taught >= ENOUGH_ANSWERS else FIRST_LIMIT
+        return min(max(least, round(allowed)), self._most)
 
     def enter(self) -> Visit | None:
         """A place inside, or None when there is none."""
@@ -113,6 +117,7 @@ class SearchLimit:
         keep = 1 - 1 / MEMORY_ANSWERS
         self._answers = (self._answers + answered) * keep
         self._busy_s *= keep
+        self._taught += answered or late
         if answered:
             self._ease = min(1.0, self._ease * EASE_UP)
         elif late and allowed_s >= ROOMY * self._typical_s:

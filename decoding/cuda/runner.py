@@ -27,7 +27,7 @@ from decoding.cuda.transformer import CudaDecoder
 from decoding.cuda.wave import Inputs, Wave, decode
 from decoding.engine import Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded
-from decoding.native.runner import DEFAULT_BUDGET_ROWS, WARM_UP_WIDTH, Search
+from decoding.native.runner import DEFAULT_BUDGET_ROWS, WARM_UP_WIDTH, Search, search_in_waves
 from decoding.scoring import check_prompt, check_search
 from decoding.weights import DecoderWeights
 from index.errors import ArtifactError
@@ -112,18 +112,7 @@ class CudaRunner:
         budget_rows: int = DEFAULT_BUDGET_ROWS,
     ) -> list[Hypotheses]:
         """All prompts, in waves under the row budget, in this thread: evaluation and rollouts."""
-        self.check(prompts, beam_width, filter)
-        size = max(1, budget_rows // beam_width)
-        # Prompts of like length share a wave, so that little is padded.
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
-        results: dict[int, Hypotheses] = {}
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            found = self.run([Search(prompts[row], beam_width, filter) for row in rows])
-            for row, result in zip(rows, found, strict=True):
-                assert isinstance(result, Hypotheses)  # There is no deadline to miss.
-                results[row] = result
-        return [results[row] for row in range(len(prompts))]
+        return search_in_waves(self, prompts, beam_width, filter, budget_rows)
 
     def run(self, searches: Sequence[Search]) -> list[Outcome]:
         """One result per search: hypotheses, DeadlineExceeded, or None where it was cancelled.

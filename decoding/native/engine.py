@@ -22,7 +22,7 @@ from decoding.native.scheduler import (
     Scheduler,
     Wave,
 )
-from index.errors import OnesearchError
+from index.errors import ConfigError, OnesearchError
 from index.live.trie import AnyTrie
 from index.trie import TrieFilter
 
@@ -93,7 +93,8 @@ class NativeEngine:
     `threads`: torch's threads in this process; None leaves them alone. `budget_rows`: size of one
     wave (a single larger search runs alone); None takes what suits the device. `queue_rows`: beams
     that may wait. `workers`: waves that run at the same time, each in a thread of its own. Call
-    `start` before the first search: it compiles, warms up and starts the workers.
+    `start` before the first search: it compiles, warms up and starts the workers. Raises
+    ConfigError for numbers below 1.
     """
 
     def __init__(
@@ -108,6 +109,10 @@ class NativeEngine:
         if budget_rows is None:
             on_cpu = runner.weights.device.type == "cpu"
             budget_rows = CPU_BUDGET_ROWS if on_cpu else DEFAULT_BUDGET_ROWS
+        sizes = {"budget_rows": budget_rows, "queue_rows": queue_rows, "workers": workers}
+        for name, size in (sizes | {"threads": 1 if threads is None else threads}).items():
+            if size < 1:
+                raise ConfigError(f"the engine's {name} is {size}, it must be at least 1")
         self._runner = runner
         self._threads = threads
         self._scheduler = Scheduler(budget_rows=budget_rows, queue_rows=queue_rows, workers=workers)

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,20 @@ class Search:
     deadline: float | None = None
     cancelled: Callable[[], bool] = _never
     trie: AnyTrie | None = None
+
+
+class WaveRunner(Protocol):
+    """What the runners of all devices can do."""
+
+    def check(
+        self,
+        prompts: Sequence[Prompt],
+        beam_width: int,
+        filter: TrieFilter | None,
+        trie: AnyTrie | None = None,
+    ) -> None: ...
+
+    def run(self, searches: Sequence[Search]) -> list[Hypotheses | DeadlineExceeded | None]: ...
 
 
 class Runner:
@@ -106,18 +120,7 @@ class Runner:
         budget_rows: int = DEFAULT_BUDGET_ROWS,
     ) -> list[Hypotheses]:
         """All prompts, in waves under the row budget, in this thread: evaluation and rollouts."""
-        self.check(prompts, beam_width, filter)
-        size = max(1, budget_rows // beam_width)
-        # Prompts of like length share a wave, so that little is padded.
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
-        results: dict[int, Hypotheses] = {}
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            found = self.run([Search(prompts[row], beam_width, filter) for row in rows])
-            for row, result in zip(rows, found, strict=True):
-                assert isinstance(result, Hypotheses)  # There is no deadline to miss.
-                results[row] = result
-        return [results[row] for row in range(len(prompts))]
+        return search_in_waves(self, prompts, beam_width, filter, budget_rows)
 
     @torch.inference_mode()
     def run(self, searches: Sequence[Search]) -> list[Hypotheses | DeadlineExceeded | None]:
@@ -166,6 +169,28 @@ class Runner:
         rows = sum(min(beam.width, beam.trie.n_leaves) for beam in beams)
         steps = self.trie.layout.levels - 1
         return BeamKV(self.weights.shape, steps, rows, self.decoder.dtype)
+
+
+def search_in_waves(
+    runner: WaveRunner,
+    prompts: Sequence[Prompt],
+    beam_width: int,
+    filter: TrieFilter | None,
+    budget_rows: int,
+) -> list[Hypotheses]:
+    """All prompts, in waves of at most `budget_rows` beams or of one search, in this thread."""
+    runner.check(prompts, beam_width, filter)
+    size = max(1, budget_rows // beam_width)
+    # Prompts of like length share a wave, so that little is padded.
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
+    results: dict[int, Hypotheses] = {}
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        found = runner.run([Search(prompts[row], beam_width, filter) for row in rows])
+        for row, result in zip(rows, found, strict=True):
+            assert isinstance(result, Hypotheses)  # There is no deadline to miss.
+            results[row] = result
+    return [results[row] for row in range(len(prompts))]
 
 
 def make_runner(weights: DecoderWeights, trie: Trie) -> Runner:

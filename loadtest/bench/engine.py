@@ -52,6 +52,9 @@ QUICK_BUDGET_S = 1.0
 SLOW_S = 3.0
 """A round that is expected to take longer is run once, without a warm-up, and a contender that
 alone takes longer runs only with the better number of threads."""
+SLICE_S = 0.1
+"""Quick contenders run again and again for so long in each of their turns: one search after a peer
+that took seconds would tell of its caches."""
 TOO_SLOW_S = 10.0
 """One that is expected to take longer than this is left out, with the estimate as the reason."""
 
@@ -190,6 +193,7 @@ def _row(
         {one.key: _with_threads(one, count, width) for one in contestants},
         rounds=ROUNDS,
         budget_s=QUICK_BUDGET_S if quick else BUDGET_S,
+        slice_s=SLICE_S,
         warm_up=int(expected < SLOW_S),
         least_rounds=3 if expected < SLOW_S else 1,
     )

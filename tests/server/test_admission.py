@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from server.admission import (
+    ENOUGH_ANSWERS,
     FIRST_LIMIT,
     MAX_HOLD_S,
     MEMORY_ANSWERS,
@@ -51,7 +52,7 @@ class House:
     def __post_init__(self) -> None:
         self.limit = SearchLimit(self.most, PATIENCE, self.clock)
 
-    def alone(self, count: int = 5) -> None:
+    def alone(self, count: int = ENOUGH_ANSWERS) -> None:
         for _ in range(count):
             visit = self.limit.enter()
             assert visit is not None
@@ -97,6 +98,24 @@ def test_before_anything_is_known_a_fixed_number_is_let_in():
     house = House()
     assert house.limit.limit == FIRST_LIMIT
     assert House(most=3).limit.limit == 3
+
+
+def test_the_first_searches_may_come_together():
+    """One was alone and quick; those that follow are slow, as caches are cold."""
+    house = House()
+    house.alone(1)
+    visits: list[Visit] = []
+    for _ in range(FIRST_LIMIT):
+        house.clock.now += SERVICE_S
+        visit = house.limit.enter()
+        assert visit is not None
+        visits.append(visit)
+    assert house.limit.enter() is None
+    for visit in visits:
+        house.clock.now += SERVICE_S
+        house.limit.leave(visit, answered=True)
+    house.alone(1)
+    assert house.limit.limit < FIRST_LIMIT
 
 
 def test_a_server_that_works_in_turn_lets_in_as_many_as_its_patience():

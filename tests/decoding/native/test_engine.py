@@ -54,6 +54,13 @@ async def busy(engine: NativeEngine, gate: Gate, width: int = 3) -> asyncio.Task
     return task
 
 
+@pytest.mark.parametrize("name", ["budget_rows", "queue_rows", "workers", "threads"])
+@pytest.mark.parametrize("size", [0, -1])
+async def test_an_engine_of_no_size_is_refused(decoder, make_trie, name: str, size: int):
+    with pytest.raises(ConfigError, match=f"{name} is {size}"):
+        NativeEngine(decoder.runner(make_trie(0, 30)), **{name: size})
+
+
 async def test_concurrent_searches_get_their_own_results(decoder, make_trie):
     trie, random = make_trie(0, 300), np.random.default_rng(0)
     runner = decoder.runner(trie)
