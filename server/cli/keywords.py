@@ -16,6 +16,7 @@ from index.errors import ConfigError
 from index.text import normalise
 from server import settings as settings_of
 from server.cli.bar import Bar
+from server.cli.keyword_evaluation import evaluate
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -215,6 +216,9 @@ def export(
         typer.echo(orjson.dumps({"file": str(file), "rows": rows}).decode())
     else:
         typer.echo(f"wrote {rows:,} rows to {file}")
+
+
+app.command()(evaluate)
 
 
 class _WarmBar(Bar):
