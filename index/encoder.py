@@ -213,6 +213,11 @@ def register_kind(kind: str, opener: Opener) -> None:
     _OPENERS[kind] = opener
 
 
+def kind_modules() -> list[str]:
+    """The modules whose import registers the kinds that are known here."""
+    return sorted({opener.__module__ for opener in _OPENERS.values()} - {__name__})
+
+
 def open_encoder(directory: Path) -> TextEncoder:
     """The encoder saved in `directory`. Raises ArtifactError for an unknown or damaged one."""
     path = directory / CONFIG_FILE

@@ -25,14 +25,16 @@ def open_catalogue(
     settings: LiveSettings | None = None,
     *,
     verify: bool = True,
+    apart: bool = True,
     if_held: str,
 ) -> LiveCatalogue:
-    """A snapshot's catalogue for changes; `directory` is SNAPSHOT.live unless given.
+    """A snapshot's catalogue for changes; `directory` is SNAPSHOT.live unless given. With `apart`
+    a process of its own writes them, so that searches in this one keep their pace.
 
     Raises ArtifactError; when another process has it, the message ends with `if_held`.
     """
     try:
-        return LiveCatalogue.open(snapshot, directory, settings, verify=verify)
+        return LiveCatalogue.open(snapshot, directory, settings, verify=verify, apart=apart)
     except CatalogueHeld as error:
         raise CatalogueHeld(f"{error}. {if_held}") from None
 

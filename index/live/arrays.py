@@ -91,16 +91,17 @@ class Column(Generic[Scalar]):
     def after(
         self,
         rows: NDArray[np.int64],
-        values: NDArray[Any],
-        added: NDArray[Any],
+        values: NDArray[Scalar],
+        added: NDArray[Scalar],
     ) -> Column[Scalar]:
-        """The column with `added` values behind it, then `values` of `rows` (distinct) changed."""
+        """The column with `added` values behind it, then `values` of `rows` changed, which ascend
+        and are distinct."""
+        if not len(rows) and not len(added):
+            return self
         n = self._n + len(added)
         buffer, patched, patch = self._buffer, self.patched, self.patch
         if len(rows):
-            order = np.argsort(rows)
-            new_values = values[order].astype(patch.dtype, copy=False)
-            patched, patch = overwritten(patched, patch, rows[order], new_values)
+            patched, patch = overwritten(patched, patch, rows, values)
         if n > len(buffer) or len(patched) > MAX_PATCHED_ROWS:
             buffer = np.empty(n + max(n // _SLACK_SHARE, _MIN_CAPACITY), dtype=self._buffer.dtype)
             buffer[: self._n] = self.plain

@@ -57,7 +57,15 @@ class Delete:
     item_id: str
 
 
-Change = Upsert | Update | Delete
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A change that was found impossible on its way here: it is rejected for `reason`."""
+
+    item_id: str | None
+    reason: str
+
+
+Change = Upsert | Update | Delete | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,18 @@ def checked_number(name: str, value: object) -> float | None:
     if value != int(value) or value > _MAX_STOCK:
         raise DataError("must be a whole number", field=name)
     return int(value)
+
+
+def checked_update(update: Update) -> Update:
+    """The update with its numbers in clean form. Raises DataError for what cannot be updated."""
+    if not update.values:
+        raise DataError("names nothing to change: give price, stock or popularity")
+    values: dict[str, float | None] = {}
+    for name, value in update.values.items():
+        if name not in NUMBERS:
+            raise DataError("cannot be updated; upsert the whole item", field=name)
+        values[name] = checked_number(name, value)
+    return Update(update.item_id, values)
 
 
 def same_but_numbers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from index.dense import DenseIndex
 from index.errors import ConfigError
+from index.live.arrays import Column
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveDense:
     """The dense index of a view. Immutable; safe to search from several threads.
 
-    `added`: float32 (added, d), rounded to half precision like the base's. `alive`: bool (n,), None
-    when nothing was deleted.
+    `added`: float32 (added, d), rounded to half precision like the base's. `alive`: None when
+    nothing was deleted.
     """
 
     base: DenseIndex
     added: NDArray[np.float32]
-    alive: NDArray[np.bool_] | None
+    alive: Column[np.bool_] | None
 
     @property
     def n_items(self) -> int:
@@ -42,10 +43,9 @@ class LiveDense:
         """
         if mask is not None and mask.shape != (self.n_items,):
             raise ConfigError(f"expected a mask of {self.n_items} items, got {mask.shape}")
-        if mask is None:
-            mask = self.alive
-        elif self.alive is not None:
-            mask = mask & self.alive
+        if self.alive is not None:
+            alive = self.alive.whole()
+            mask = alive if mask is None else mask & alive
         n_base = self.base.n_items
         rows, scores = self.base.search(queries, k, None if mask is None else mask[:n_base])
         allowed = slice(None) if mask is None else np.flatnonzero(mask[n_base:])

@@ -1,8 +1,9 @@
-"""What a filter lets through in a view: rows, SIDs, and how many of each; kept and patched.
+"""What a filter lets through in a view: rows, SIDs, and how many of each; kept and mended.
 
-A filter is evaluated once on the whole catalogue. For later views of the same base its masks are
-copied and mended where rows changed: a row is judged anew, then its leaf, then the leaf's
-ancestors as far as something changes. Where too much changed it is evaluated anew.
+A filter is evaluated once on the whole catalogue. Its bits in later views of the same base are
+mended where rows changed (`index.live.mending`). That happens in place, in memory that held its
+bits in an earlier view and that nobody reads any more; so a filter in use has memory for two or
+three views. What somebody still reads is copied. Where too much changed it is evaluated anew.
 
 The conditions on fields that never change (brand, category, color, material) are kept apart from
 those on price and stock: of a changed row only the latter are judged anew.
@@ -10,6 +11,7 @@ those on price and stock: of a changed row only the latter are judged anew.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from threading import Lock
@@ -19,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.items import ItemFilter
-from index.live.kernels import any_child
-from index.live.postings import leaves_of_sids
-from index.trie import Trie, TrieFilter
+from index.live.arrays import Tail
+from index.live.mending import BaseArrays, Sheet
+from index.trie import TrieFilter
 
 if TYPE_CHECKING:
     from index.live.view import CatalogueView
@@ -30,13 +32,20 @@ MAX_CACHE_BYTES = 256 << 20
 MAX_PATCHED_SHARE = 0.125
 """A filter whose rows changed in a larger share than this is evaluated anew."""
 MAX_HISTORY_ROWS = 1 << 20
-
-Bits = tuple[NDArray[np.bool_], ...]
+MAX_ENTRIES = 2
+"""Views whose bits are at hand: the newest, and the one that searches may just have taken."""
+MAX_ASIDE = 2
+"""Sheets of earlier views, to be mended."""
+_UNREAD = 2
+"""References to memory that only its sheet has: the sheet's and the one that asks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Allowed:
-    """What a filter lets through: `mask` bool (rows,), the trie's bits, the number of items."""
+    """What a filter lets through: `mask` bool (rows,), the trie's bits, the number of items.
+
+    Nobody writes what somebody holds one of these arrays of, or a view of it.
+    """
 
     mask: NDArray[np.bool_]
     trie: TrieFilter
@@ -64,39 +73,73 @@ class History:
             self._first_kept += 1
 
     def since(self, first: int, end: int) -> NDArray[np.int64] | None:
-        """Rows of batches first, …, end - 1, ascending, distinct; None when no longer known."""
+        """Rows of batches first, …, end - 1, maybe repeated; None when no longer known."""
         parts = self._batches[first:end]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
-        return np.unique(np.concatenate(known)) if known else np.empty(0, dtype=np.int64)
+        return np.concatenate(known) if known else np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """A filter's state in the view after `batch` batches of changes.
-
-    `static`: rows that hold the conditions on unchanging fields, None without any. `base_bits`:
-    the base trie's nodes that lead to an allowed leaf of the base.
-    """
+    """A filter in the view after `batch` batches. Whoever has it has the sheet's memory, too."""
 
     batch: int
-    static: NDArray[np.bool_] | None
-    base_bits: Bits
+    sheet: Sheet
     allowed: Allowed
 
-    @property
-    def n_bytes(self) -> int:
-        arrays = [*self.base_bits, *self.allowed.trie.bits, self.allowed.mask]
-        if self.static is not None:
-            arrays.append(self.static)
-        return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
+    @classmethod
+    def of(cls, sheet: Sheet) -> _Entry:
+        mask, *bits = sheet.parts()
+        allowed = Allowed(mask, TrieFilter(tuple(bits), sheet.n_leaves), sheet.n_items)
+        return cls(sheet.batch, sheet, allowed)
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
+    """A filter's last entries, newest first; sheets of earlier ones, newest last; and which rows
+    hold its conditions on unchanging fields, None without any. Changed under its lock; the entries
+    are read without."""
+
     lock: Lock = field(default_factory=Lock)
-    entry: _Entry | None = None
+    entries: tuple[_Entry, ...] = ()
+    aside: list[Sheet] = field(default_factory=list[Sheet])
+    static: Tail[np.bool_] | None = None
+
+    def at(self, batch: int) -> _Entry | None:
+        """The entry of the view after so many batches."""
+        for entry in self.entries:
+            if entry.batch == batch:
+                return entry
+        return None
+
+    def add(self, entry: _Entry) -> None:
+        """The newest entry. What falls behind is laid aside; once nobody reads it, it is mended."""
+        self.aside += [one.sheet for one in self.entries[MAX_ENTRIES - 1 :]]
+        self.entries = (entry, *self.entries[: MAX_ENTRIES - 1])
+        del self.aside[:-MAX_ASIDE]
+
+    def extend_static(self, filters: ItemFilter, view: CatalogueView) -> None:
+        """Judge rows not seen before by the conditions on unchanging fields."""
+        known = 0 if self.static is None else len(self.static.values)
+        if known and known >= len(view.items):
+            return
+        new = view.items.static_mask(filters, known)
+        if new is not None and self.static is None:
+            self.static = Tail(new)
+        elif new is not None and self.static is not None:
+            self.static.append(new)
+
+    @property
+    def static_values(self) -> NDArray[np.bool_] | None:
+        return None if self.static is None else self.static.values
+
+    @property
+    def n_bytes(self) -> int:
+        static = 0 if self.static is None else self.static.values.nbytes
+        sheets = [*self.aside, *(entry.sheet for entry in self.entries)]
+        return static + sum(sheet.memory.nbytes for sheet in sheets)
 
 
 class FilterCache:
@@ -106,6 +149,7 @@ class FilterCache:
         self._max_bytes = max_bytes
         self._slots: OrderedDict[ItemFilter, _Slot] = OrderedDict()
         self._lock = Lock()
+        self._base: BaseArrays | None = None
         self.hits = 0
         self.patches = 0
         self.misses = 0
@@ -115,117 +159,90 @@ class FilterCache:
         with self._lock:
             slot = self._slots.setdefault(filters, _Slot())
             self._slots.move_to_end(filters)
-        entry = slot.entry
-        if entry is not None and entry.batch == view.batch:
+            base = self._base
+            if base is None:
+                base = self._base = BaseArrays.of(view)
+        entry = slot.at(view.batch)
+        if entry is not None:
             self.hits += 1
             return entry.allowed
+        is_new = not slot.entries
         with slot.lock:
-            entry = slot.entry
-            if entry is not None and entry.batch == view.batch:
+            entry = slot.at(view.batch)
+            if entry is not None:
                 self.hits += 1
                 return entry.allowed
-            fresh = None
-            if entry is not None and entry.batch < view.batch:
-                fresh = _patched(entry, filters, view)
-                self.patches += fresh is not None
-            if fresh is None:
-                fresh = _evaluated(filters, view)
-                self.misses += 1
-            if entry is None or entry.batch < view.batch:
-                slot.entry = fresh
-        if entry is None:
+            entry = self._made(slot, filters, view, base)
+        if is_new:
             self._shrink()
-        return fresh.allowed
+        return entry.allowed
+
+    def _made(
+        self, slot: _Slot, filters: ItemFilter, view: CatalogueView, base: BaseArrays
+    ) -> _Entry:
+        """The entry of a view that has none; the slot is locked."""
+        slot.extend_static(filters, view)
+        is_newest = not slot.entries or slot.entries[0].batch < view.batch
+        sheet = _mended(slot, filters, view, base) if slot.entries and is_newest else None
+        if sheet is None:
+            sheet = _evaluated(slot, filters, view, base)
+            self.misses += 1
+        else:
+            self.patches += 1
+        entry = _Entry.of(sheet)
+        if is_newest:
+            slot.add(entry)
+        return entry
 
     def _shrink(self) -> None:
         """Forget the filters used longest ago until the rest fits."""
         with self._lock:
-            entries = [(key, slot.entry) for key, slot in self._slots.items()]
-            total = sum(entry.n_bytes for _, entry in entries if entry is not None)
-            for key, entry in entries[:-1]:
+            sizes = {key: slot.n_bytes for key, slot in self._slots.items()}
+            total = sum(sizes.values())
+            for key in list(sizes)[:-1]:
                 if total <= self._max_bytes:
                     break
                 del self._slots[key]
-                total -= 0 if entry is None else entry.n_bytes
+                total -= sizes[key]
 
 
-def _evaluated(filters: ItemFilter, view: CatalogueView) -> _Entry:
+def _evaluated(slot: _Slot, filters: ItemFilter, view: CatalogueView, base: BaseArrays) -> Sheet:
     """A filter on the whole of a view."""
-    static = view.items.static_mask(filters, 0)
+    static = slot.static_values
     mask = view.items.numbers_hold(filters)
     if static is not None:
-        mask &= static
-    base = view.base.trie
+        mask &= static[: len(mask)]
+    trie = view.base.trie
     leaf_mask = view.postings.leaf_mask(mask)
-    bits = base.filter(leaf_mask[: base.n_leaves]).bits
-    return _entry(view, static, mask, bits)
+    sheet = Sheet.of(view, mask, trie.filter(leaf_mask[: trie.n_leaves]).bits)
+    sheet.mend(view, base, filters, static, np.empty(0, dtype=np.int64))
+    return sheet
 
 
-def _patched(entry: _Entry, filters: ItemFilter, view: CatalogueView) -> _Entry | None:
-    """The entry of an earlier view brought to this one; None where too much changed."""
-    rows = view.history.since(entry.batch, view.batch)
-    n_before, n_rows = len(entry.allowed.mask), len(view.items)
-    if rows is None or len(rows) > MAX_PATCHED_SHARE * n_rows:
+def _mended(
+    slot: _Slot, filters: ItemFilter, view: CatalogueView, base: BaseArrays
+) -> Sheet | None:
+    """The slot's youngest bits that may be written, or a copy of its newest, brought to a view
+    behind all of its own; None where too much changed."""
+    sheet = _unread(slot, view)
+    since = slot.entries[0].sheet if sheet is None else sheet
+    rows = view.history.since(since.batch, view.batch)
+    if rows is None or len(rows) > MAX_PATCHED_SHARE * len(view.items):
         return None
-    static = entry.static
-    if static is not None and n_rows > n_before:
-        new = view.items.static_mask(filters, n_before)
-        assert new is not None
-        static = np.concatenate([static, new])
-    holds = view.items.numbers_hold(filters, rows)
-    if static is not None:
-        holds &= static[rows]
-    before = np.zeros(len(rows), dtype=np.bool_)
-    known = rows < n_before
-    before[known] = entry.allowed.mask[rows[known]]
-    changed = rows[holds != before]
-    if not len(changed) and n_rows == n_before:
-        return _Entry(view.batch, static, entry.base_bits, entry.allowed)
-    mask = np.zeros(n_rows, dtype=np.bool_)
-    mask[:n_before] = entry.allowed.mask
-    mask[rows] = holds
-    leaves = np.unique(view.postings.leaf_of_row[changed])
-    leaves = leaves[leaves < view.base.trie.n_leaves]
-    items, place = view.postings.rows_of(leaves)
-    reached = np.zeros(len(leaves), dtype=np.bool_)
-    reached[place[mask[items]]] = True
-    bits = _with_leaves(view.base.trie, entry.base_bits, leaves, reached)
-    return _entry(view, static, mask, bits)
+    if sheet is None:
+        sheet = since.copy_for(view)
+    sheet.mend(view, base, filters, slot.static_values, rows)
+    return sheet
 
 
-def _entry(
-    view: CatalogueView, static: NDArray[np.bool_] | None, mask: NDArray[np.bool_], base_bits: Bits
-) -> _Entry:
-    trie = view.live_trie
-    bits = base_bits
-    if len(trie.added_keys):
-        added = [np.zeros(len(level.codes), dtype=np.bool_) for level in trie.added]
-        whole = [np.concatenate(pair) for pair in zip(base_bits, added, strict=True)]
-        sids = view.postings.sids[mask[len(view.base.items) :]]
-        whole[-1][leaves_of_sids(trie, sids[sids >= trie.base.n_leaves])] = True
-        trie.raise_added(whole)
-        bits = tuple(whole)
-    for array in (mask, *bits):
-        array.flags.writeable = False
-    n_leaves = int(np.count_nonzero(bits[-1]))
-    allowed = Allowed(mask, TrieFilter(bits, n_leaves), int(np.count_nonzero(mask)))
-    return _Entry(view.batch, static, base_bits, allowed)
-
-
-def _with_leaves(
-    trie: Trie, bits: Bits, leaves: NDArray[np.int64], reached: NDArray[np.bool_]
-) -> Bits:
-    """Bits of a trie's nodes with those of some leaves set or cleared, and their ancestors'."""
-    result: list[NDArray[np.bool_]] = list(bits)
-    nodes, values = leaves, reached
-    for level in reversed(range(trie.layout.levels)):
-        differs = bits[level][nodes] != values
-        nodes, values = nodes[differs], values[differs]
-        if not len(nodes):
-            break
-        result[level] = bits[level].copy()
-        result[level][nodes] = values
-        if level:
-            nodes = np.unique(trie.parents(level, nodes))
-            values = any_child(*trie.children(level - 1, nodes), result[level])
-    return tuple(result)
+def _unread(slot: _Slot, view: CatalogueView) -> Sheet | None:
+    """The youngest of the sheets laid aside that nobody reads, taken from there; None where there
+    is none. Whoever reads one holds arrays that are views of its memory: references to that tell.
+    """
+    for place in reversed(range(len(slot.aside))):
+        sheet = slot.aside[place]
+        if sys.getrefcount(sheet.memory) == _UNREAD:
+            del slot.aside[place]
+            if sheet.has_room(view):
+                return sheet
+    return None

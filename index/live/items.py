@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 
 from index.items import FILTER_FIELDS, UNKNOWN_STOCK, ItemFilter, ItemTable
 from index.live.arrays import Column, Tail
-from index.live.changes import NUMBERS, AddedItem
-from index.text import normalise
+from index.live.delta import Delta
 
 
 class PopularityScale(NamedTuple):
@@ -76,25 +76,23 @@ class AddedItems:
     def __len__(self) -> int:
         return len(self.payloads)
 
-    def append(self, added: Sequence[AddedItem]) -> None:
+    def append(self, delta: Delta) -> None:
+        """Take what a delta made for the newest view adds."""
         first = len(self.payloads)
-        self.payloads.extend(one.payload for one in added)
-        self.item_ids.extend(one.item_id for one in added)
-        previous: list[int] = []
-        for place, one in enumerate(added, first):
-            previous.append(self.latest.get(one.item_id, -1))
-            self.latest[one.item_id] = place
-        self.previous.append(np.array(previous, dtype=np.int64))
-        for name, (rows, numbers) in self._fields.items():
+        self.payloads += delta.payloads
+        self.item_ids += delta.item_ids
+        self.latest.update(zip(delta.item_ids, count(first), strict=False))
+        self.previous.append(delta.previous)
+        begin = 0
+        parts = zip(FILTER_FIELDS, delta.values, delta.field_counts.tolist(), strict=True)
+        for name, new, n_values in parts:
             known = self.numbers[name]
-            found_rows: list[int] = []
-            found: list[int] = []
-            for place, one in enumerate(added, first):
-                for value in _normal_values(one.item.get(name)):
-                    found_rows.append(place)
-                    found.append(known.setdefault(value, len(known)))
-            rows.append(np.array(found_rows, dtype=np.int64))
-            numbers.append(np.array(found, dtype=np.int64))
+            known.update(zip(new, count(len(known)), strict=False))
+            rows, numbers = self._fields[name]
+            end = begin + n_values
+            rows.append(delta.field_rows[begin:end])
+            numbers.append(delta.field_numbers[begin:end])
+            begin = end
 
     def fields(self) -> dict[str, FieldValues]:
         """The filter fields as they are now."""
@@ -108,14 +106,14 @@ class AddedItems:
 class LiveItems:
     """The items of a view. Immutable; safe to share between threads.
 
-    `alive`: bool (n,), None when nothing was deleted. `popularity`: NaN where unknown.
+    `alive`: None when nothing was deleted. `popularity`: NaN where unknown.
     """
 
     base: ItemTable
     added: AddedItems
     n_added: int
     fields: dict[str, FieldValues]
-    alive: NDArray[np.bool_] | None
+    alive: Column[np.bool_] | None
     price: Column[np.float64]
     stock: Column[np.int64]
     popularity: Column[np.float64]
@@ -257,7 +255,7 @@ class LiveItems:
         deleted, bool."""
         holds = np.ones(len(self) if rows is None else len(rows), dtype=np.bool_)
         if self.alive is not None:
-            holds &= self.alive if rows is None else self.alive[rows]
+            holds &= self.alive.whole() if rows is None else self.alive[rows]
         low, high = filters.price_min, filters.price_max
         if low is not None:
             holds &= _where(self.price, lambda price: price >= low, rows)
@@ -267,43 +265,30 @@ class LiveItems:
             holds &= _where(self.stock, lambda stock: stock != 0, rows)
         return holds
 
-    def after(
-        self,
-        added: Sequence[AddedItem],
-        dead: NDArray[np.int64],
-        updates: dict[str, tuple[NDArray[np.int64], NDArray[Any]]],
-    ) -> LiveItems:
-        """The items with some added, rows `dead` removed, then `updates`: for some of price, stock
-        and popularity distinct rows and their values (NaN and UNKNOWN_STOCK for unknown).
-
-        Call it on the newest state of a base only.
-        """
+    def with_delta(self, delta: Delta) -> LiveItems:
+        """The items after a delta made for this state, the newest of its base."""
         assert self.n_added == len(self.added), "changes go on from the newest view"
-        if added:
-            self.added.append(added)
-        n = len(self) + len(added)
-        new = {name: _new_values(name, added) for name in NUMBERS}
-        nothing = np.empty(0, dtype=np.int64)
-        given = {name: updates.get(name, (nothing, np.empty(0))) for name in NUMBERS}
-        rows, values = given["popularity"]
+        if delta.n_added:
+            self.added.append(delta)
         alive = self.alive
-        if len(dead) or (alive is not None and added):
-            alive = np.ones(n, dtype=np.bool_)
-            if self.alive is not None:
-                alive[: len(self)] = self.alive
-            alive[dead] = False
-            alive.flags.writeable = False
+        if alive is None and len(delta.dead):
+            alive = Column.of(np.ones(len(self), dtype=np.bool_))
+        if alive is not None and (len(delta.dead) or delta.n_added):
+            gone = np.zeros(len(delta.dead), dtype=np.bool_)
+            alive = alive.after(delta.dead, gone, np.ones(delta.n_added, dtype=np.bool_))
         return LiveItems(
             self.base,
             self.added,
-            self.n_added + len(added),
-            self.added.fields() if added else self.fields,
+            self.n_added + delta.n_added,
+            self.added.fields() if delta.n_added else self.fields,
             alive,
-            self.price.after(*given["price"], new["price"]),
-            self.stock.after(*given["stock"], new["stock"]),
-            self.popularity.after(rows, values, new["popularity"]),
+            self.price.after(delta.price_rows, delta.price_values, delta.price_added),
+            self.stock.after(delta.stock_rows, delta.stock_values, delta.stock_added),
+            self.popularity.after(
+                delta.popularity_rows, delta.popularity_values, delta.popularity_added
+            ),
             self.popularity_score.after(
-                rows, self.scale.scores(values), self.scale.scores(new["popularity"])
+                delta.popularity_rows, delta.score_values, delta.score_added
             ),
             self.scale,
         )
@@ -331,16 +316,3 @@ def _where(
     passed = test(column.plain)
     passed[column.patched] = test(column.patch)
     return passed
-
-
-def _new_values(name: str, added: Sequence[AddedItem]) -> NDArray[Any]:
-    kind = np.int64 if name == "stock" else np.float64
-    return np.array([number_or_unknown(name, one.item[name]) for one in added], dtype=kind)
-
-
-def _normal_values(value: Any) -> set[str]:
-    """The distinct values in normal form of a text or a list of texts."""
-    if not value:
-        return set()
-    parts = [value] if isinstance(value, str) else cast(list[str], value)
-    return {normal for part in parts if (normal := normalise(part))}

@@ -7,17 +7,17 @@ addends side by side, by item; a token's are found by a scan, for they are few.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
-from index.lexical import LexicalIndex, inverse_frequency, length_norm
-from index.live.arrays import Tail
+from index.lexical import LexicalIndex, inverse_frequency
+from index.live.arrays import Column, Tail
+from index.live.delta import Delta
 from index.ranking import best_rows
 from index.text import words
 
@@ -40,43 +40,19 @@ class AddedTexts:
         self.lengths = Tail(np.empty(0, dtype=np.int64))
         """Tokens of each added item."""
 
-    def append(self, texts: Sequence[str]) -> None:
-        tokens: list[int] = []
-        items: list[int] = []
-        frequencies: list[int] = []
-        lengths: list[int] = []
-        first = len(self.lengths.values)
-        for item, text in enumerate(texts, first):
-            found = words(text)
-            lengths.append(len(found))
-            for token, frequency in Counter(found).items():
-                tokens.append(self._number(token))
-                items.append(item)
-                frequencies.append(frequency)
-        base = self.base
-        number = np.array(tokens, dtype=np.int64)
-        frequency = np.array(frequencies, dtype=np.int64)
-        length = np.array(lengths, dtype=np.int64)
-        norm = length_norm(length, self.mean_length, base.k1, base.b)
-        norm = norm[np.array(items, dtype=np.int64) - first]
-        idf = np.full(len(number), self.unknown_idf)
-        known = number < len(base.idf)
-        idf[known] = base.idf[number[known]]
-        self._tokens.append(number)
-        self._items.append(np.array(items, dtype=np.int64))
-        self._impacts.append((idf * frequency / (frequency + norm)).astype(np.float32))
-        self.frequencies.append(frequency)
-        self.lengths.append(length)
+    def append(self, delta: Delta) -> None:
+        """Take the texts that a delta made for the newest view adds."""
+        known = self.vocabulary
+        known.update(zip(delta.words, count(len(self.base.idf) + len(known)), strict=False))
+        self._tokens.append(delta.tokens)
+        self._items.append(delta.token_items)
+        self._impacts.append(delta.impacts)
+        self.frequencies.append(delta.frequencies)
+        self.lengths.append(delta.lengths)
 
     def addends(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Token number, added item and impact of every addend, items ascending."""
         return self._tokens.values, self._items.values, self._impacts.values
-
-    def _number(self, token: str) -> int:
-        known = self.base.vocabulary.get(token)
-        if known is not None:
-            return known
-        return self.vocabulary.setdefault(token, len(self.base.idf) + len(self.vocabulary))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +60,7 @@ class LiveLexical:
     """The lexical index of a view. Immutable; safe to share between threads.
 
     `tokens`, `items` int64 (P,), `impacts` float32 (P,): addends of added items. `n_tokens`: known
-    tokens, base and added. `alive`: bool (n,), None when nothing was deleted.
+    tokens, base and added. `alive`: None when nothing was deleted.
     """
 
     base: LexicalIndex
@@ -94,7 +70,7 @@ class LiveLexical:
     tokens: NDArray[np.int64]
     items: NDArray[np.int64]
     impacts: NDArray[np.float32]
-    alive: NDArray[np.bool_] | None
+    alive: Column[np.bool_] | None
 
     @classmethod
     def of(cls, base: LexicalIndex) -> LiveLexical:
@@ -107,14 +83,16 @@ class LiveLexical:
         """Number of rows, deleted ones too."""
         return self.base.n_items + self.n_added
 
-    def after(self, texts: Sequence[str], alive: NDArray[np.bool_] | None) -> LiveLexical:
-        """With the texts of added items; call it on the newest state of a base only."""
-        if texts:
-            self.texts.append(texts)
+    def with_delta(self, delta: Delta, alive: Column[np.bool_] | None) -> LiveLexical:
+        """After a delta made for this state, the newest of its base."""
+        if delta.n_added:
+            self.texts.append(delta)
+        elif alive is self.alive:
+            return self
         return LiveLexical(
             self.base,
             self.texts,
-            self.n_added + len(texts),
+            self.n_added + delta.n_added,
             len(self.base.idf) + len(self.texts.vocabulary),
             *self.texts.addends(),
             alive,

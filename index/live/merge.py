@@ -50,7 +50,7 @@ _COPIED = ("encoder", "attributes", "codec", "report.json")
 def write_merged(view: CatalogueView, path: Path) -> None:
     """Write a view as a snapshot. Raises ArtifactError when `path` exists."""
     alive = view.items.alive
-    rows = np.arange(view.n_rows) if alive is None else np.flatnonzero(alive)
+    rows = np.arange(view.n_rows) if alive is None else np.flatnonzero(alive.whole())
     with artifact.create(Path(path), KIND) as draft:
         for name in _COPIED:
             source = view.base.path / name

@@ -20,11 +20,12 @@ from index.live.changes import (
     Accepted,
     AddedItem,
     Change,
+    Refused,
     Rejected,
     Update,
     Upsert,
     checked_item,
-    checked_number,
+    checked_update,
     same_but_numbers,
 )
 from index.live.items import number_or_unknown
@@ -63,7 +64,7 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
             row = moved.get(item_id or "", row)
         try:
             if isinstance(change, Update):
-                change = _checked(change)
+                change = checked_update(change)
             elif isinstance(change, Upsert):
                 item = checked_item(change.item)
                 before = added[row - n_rows].item if row >= n_rows else existing.get(row)
@@ -71,6 +72,8 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
                     change = Update(item["item_id"], {name: item[name] for name in NUMBERS})
                 else:
                     change = _added(item)
+            if isinstance(change, Refused):
+                raise DataError(change.reason)
             if isinstance(change, AddedItem):
                 if row >= 0:
                     dead.append(row)
@@ -118,17 +121,6 @@ def _added(item: dict[str, Any]) -> AddedItem:
         return AddedItem(item, orjson.dumps(item))
     except (orjson.JSONEncodeError, TypeError) as error:
         raise DataError(f"cannot be stored: {error}") from None
-
-
-def _checked(update: Update) -> Update:
-    if not update.values:
-        raise DataError("names nothing to change: give price, stock or popularity")
-    values: dict[str, float | None] = {}
-    for name, value in update.values.items():
-        if name not in NUMBERS:
-            raise DataError("cannot be updated; upsert the whole item", field=name)
-        values[name] = checked_number(name, value)
-    return Update(update.item_id, values)
 
 
 def _arrays(name: str, written: dict[int, float]) -> tuple[NDArray[np.int64], NDArray[Any]]:

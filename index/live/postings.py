@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from index.errors import ConfigError
 from index.live.arrays import Column
+from index.live.delta import Delta
 from index.live.kernels import inserted, mark_leaves
 from index.live.trie import LiveTrie
 from index.postings import Postings
@@ -45,7 +46,7 @@ class LivePostings:
     """The postings of a view. Immutable; safe to share between threads.
 
     `sids`: int64 (added,), the SID number of each added item. `sorted_sids` the same in order,
-    `sorted_rows` their rows. `alive`: bool (rows,), None when nothing was deleted.
+    `sorted_rows` their rows. `alive`: None when nothing was deleted.
     """
 
     base: Postings
@@ -53,7 +54,7 @@ class LivePostings:
     sids: NDArray[np.int64]
     sorted_sids: NDArray[np.int64]
     sorted_rows: NDArray[np.int64]
-    alive: NDArray[np.bool_] | None
+    alive: Column[np.bool_] | None
     popularity: Column[np.float32]
     """Popularity score of each row: it orders the items of a leaf."""
     popularity_changed: bool = False
@@ -123,24 +124,20 @@ class LivePostings:
         mask[leaves_of_sids(self.trie, added)] = True
         return mask
 
-    def after(
+    def with_delta(
         self,
+        delta: Delta,
         trie: LiveTrie,
         sids: NDArray[np.int64],
-        alive: NDArray[np.bool_] | None,
+        alive: Column[np.bool_] | None,
         popularity: Column[np.float32],
-        *,
-        popularity_changed: bool,
     ) -> LivePostings:
-        """The postings with items added: `sids` has the numbers of theirs, all known to `trie`,
-        behind those so far."""
-        new = sids[len(self.sids) :]
+        """The postings after a delta made for this state, whose SIDs `trie` and `sids` have."""
         sorted_sids, sorted_rows = self.sorted_sids, self.sorted_rows
-        if len(new):
-            order = np.argsort(new, kind="stable")
-            place = np.searchsorted(sorted_sids, new[order], side="right")
-            sorted_sids = inserted(sorted_sids, place, new[order])
-            sorted_rows = inserted(sorted_rows, place, self.n_items + order)
+        if delta.n_added:
+            order, places = delta.sid_order, delta.sid_places
+            sorted_sids = inserted(sorted_sids, places, delta.sids[order])
+            sorted_rows = inserted(sorted_rows, places, self.n_items + order)
         return LivePostings(
             self.base,
             trie,
@@ -149,7 +146,7 @@ class LivePostings:
             sorted_rows,
             alive,
             popularity,
-            self.popularity_changed or popularity_changed,
+            self.popularity_changed or len(delta.popularity_rows) > 0,
         )
 
     def _added_rows_of(

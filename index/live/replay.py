@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from index.errors import ArtifactError
 from index.live.changes import Record
+from index.live.delta import Delta
 from index.live.log import read_log
 from index.live.plan import plan
+from index.live.prepare import prepared
 from index.live.view import CatalogueView
 
 PIECE_CHANGES = 4_096
@@ -18,10 +20,16 @@ PIECE_CHANGES = 4_096
 
 
 def replay(
-    view: CatalogueView, log: Path, *, through: int | None = None, unfinished: bool = False
+    view: CatalogueView,
+    log: Path,
+    *,
+    through: int | None = None,
+    unfinished: bool = False,
+    heard: Callable[[Delta], None] | None = None,
 ) -> CatalogueView:
     """The view after the log's changes behind its own, up to `through`. With `unfinished` the last
-    record may be one that its writer has not finished: it is left out.
+    record may be one that its writer has not finished: it is left out. `heard` is called with each
+    step.
 
     Raises ArtifactError when the log is damaged or does not fit the view.
     """
@@ -39,11 +47,16 @@ def replay(
         pending.append(record)
         count += len(record.changes)
         if count >= PIECE_CHANGES:
-            view, pending, count = replayed(view, pending, log), [], 0
-    return replayed(view, pending, log)
+            view, pending, count = replayed(view, pending, log, heard), [], 0
+    return replayed(view, pending, log, heard)
 
 
-def replayed(view: CatalogueView, records: Sequence[Record], log: Path) -> CatalogueView:
+def replayed(
+    view: CatalogueView,
+    records: Sequence[Record],
+    log: Path,
+    heard: Callable[[Delta], None] | None = None,
+) -> CatalogueView:
     """The view after some records of a log."""
     if not records:
         return view
@@ -59,4 +72,8 @@ def replayed(view: CatalogueView, records: Sequence[Record], log: Path) -> Catal
             f"change {view.sequence + 1 + first.index} of {log} ({first.item_id!r}: "
             f"{first.reason}) does not fit the snapshot; they do not belong together"
         )
-    return view.after(made, whole)
+    delta = prepared(view, made, whole)
+    view = view.with_delta(delta)
+    if heard is not None:
+        heard(delta)
+    return view

@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
-from index.live.kernels import child_with_code, inserted
+from index.live.kernels import added_nodes, child_with_code, with_leaves
 from index.sid import SidLayout
 from index.trie import Nodes, Trie, TrieFilter
 
@@ -44,14 +44,27 @@ class AddedNodes:
     codes: NDArray[np.uint16]
 
 
+class Additions(NamedTuple):
+    """New leaves of a trie, by falling depth, then by key: what `LiveTrie` says of a leaf, and
+    before which of the added leaves so far each one goes."""
+
+    keys: NDArray[np.uint64]
+    depth: Nodes
+    node: Nodes
+    places: Nodes
+
+
 @dataclass(frozen=True, eq=False)
 class LiveTrie:
     """A base trie with added SIDs. Immutable; safe to share between threads.
 
     `added_keys`: uint64 (n,), `depth`, `base_node` and `ids`: int64 (n,), one per added leaf: the
     packed SID, how many levels of it the base knows, the base's node there (0 for depth 0), and the
-    leaf's place in the order in which SIDs were added. Numbers of leaves change as SIDs are added,
-    their ids never. Use `of` and `extended`; they keep the order that the module's head describes.
+    leaf's place in the order in which SIDs were added; `leaf_of_id` the leaf of each. Numbers of
+    leaves change as SIDs are added, their ids never. `depth_start` (L + 1,): where the leaves of
+    depth L - 1, …, 0 begin, and their end. `parents`, `starts` and `table`: the added nodes of all
+    levels, as `index.live.kernels.added_nodes` gives them. Use `of` and `extended`; they keep the
+    order that the module's head describes.
     """
 
     base: Trie
@@ -59,6 +72,11 @@ class LiveTrie:
     depth: Nodes
     base_node: Nodes
     ids: Nodes
+    leaf_of_id: Nodes
+    depth_start: Nodes
+    parents: Nodes
+    starts: Nodes
+    table: NDArray[np.int64]
     added: tuple[AddedNodes, ...]
     node_counts: tuple[int, ...]
 
@@ -76,46 +94,62 @@ class LiveTrie:
     def _over(
         cls, base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes, ids: Nodes
     ) -> LiveTrie:
-        added = _added_levels(base, keys, depth, base_node)
-        counts = zip(base.node_counts, added, strict=True)
-        node_counts = tuple(count + len(level.codes) for count, level in counts)
-        return cls(base, keys, depth, base_node, ids, added, node_counts)
+        layout, counts = base.layout, base.node_counts
+        shifts, bits = np.array(layout.shifts), np.array(layout.bits)
+        begins, leaf_of_id, parents, starts, codes, table = added_nodes(
+            keys, depth, base_node, ids, shifts, bits, np.array(counts)
+        )
+        added: list[AddedNodes] = []
+        for parents_at, n_parents, starts_at, codes_at, n_codes in table.tolist():
+            own_starts = starts[starts_at : starts_at + n_parents + 1]
+            own_codes = codes[codes_at : codes_at + n_codes]
+            added.append(
+                AddedNodes(parents[parents_at : parents_at + n_parents], own_starts, own_codes)
+            )
+        node_counts = tuple(
+            count + len(level.codes) for count, level in zip(counts, added, strict=True)
+        )
+        return cls(
+            *(base, keys, depth, base_node, ids, leaf_of_id, begins),
+            *(parents, starts, table, tuple(added), node_counts),
+        )
 
     def extended(self, keys: NDArray[np.uint64]) -> LiveTrie:
         """This trie with further packed SIDs (n,). O(added SIDs), whatever the size of the base.
 
         Added leaves are numbered anew. Raises ConfigError for keys outside the layout.
         """
-        return self.extended_to(keys)[0]
+        return self.with_additions(self.additions(keys)[0])
 
-    def extended_to(self, keys: NDArray[np.uint64]) -> tuple[LiveTrie, Nodes]:
-        """`extended`, and the leaf in it of each key, int64 (n,)."""
+    def additions(self, keys: NDArray[np.uint64]) -> tuple[Additions, Nodes]:
+        """What packed SIDs (n,) add, and the SID number (`index.live.postings`) of each, int64.
+
+        Raises ConfigError for keys outside the layout.
+        """
         keys = np.asarray(keys, dtype=np.uint64)
         _check_keys(self.layout, keys)
         depth, node = match(self.base, keys)
-        trie = self._with_matched(keys, depth, node)
-        added = trie._find_added(keys, depth) + self.base.n_leaves
-        return trie, np.where(depth == self.layout.levels, node, added)
+        found = self._find_added(keys, depth)
+        n_base = self.base.n_leaves
+        sids = np.where(depth == self.layout.levels, node, n_base)
+        sids[found >= 0] += self.ids[found[found >= 0]]
+        unknown = np.flatnonzero((depth < self.layout.levels) & (found < 0))
+        _, first, which = np.unique(keys[unknown], return_index=True, return_inverse=True)
+        new = unknown[first]
+        order = np.lexsort((keys[new], -depth[new]))
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        sids[unknown] += len(self.ids) + rank[which]
+        new = new[order]
+        places = self._places(keys[new], depth[new])
+        return Additions(keys[new], depth[new], node[new], places), sids
 
-    def _with_matched(self, keys: NDArray[np.uint64], depth: Nodes, node: Nodes) -> LiveTrie:
-        """This trie with keys of which the base knows `depth` levels, the last as `node`."""
-        new = np.flatnonzero((depth < self.layout.levels) & (self._find_added(keys, depth) < 0))
-        if not len(new):
+    def with_additions(self, new: Additions) -> LiveTrie:
+        """This trie with further leaves, made for it."""
+        if not len(new.keys):
             return self
-        new = new[np.argsort(keys[new])]
-        new = new[_changes(keys[new])]
-        keys, depth, node = keys[new], depth[new], node[new]
-        order = np.lexsort((keys, -depth))
-        keys, depth, node = keys[order], depth[order], node[order]
-        place = self._places(keys, depth)
-        ids = len(self.ids) + np.arange(len(keys))
-        return LiveTrie._over(
-            self.base,
-            inserted(self.added_keys, place, keys),
-            inserted(self.depth, place, depth),
-            inserted(self.base_node, place, node),
-            inserted(self.ids, place, ids),
-        )
+        columns = with_leaves(self.added_keys, self.depth, self.base_node, self.ids, *new)
+        return LiveTrie._over(self.base, *columns)
 
     @property
     def layout(self) -> SidLayout:
@@ -138,19 +172,6 @@ class LiveTrie:
     def keys(self) -> NDArray[np.uint64]:
         """The packed SID of each leaf, uint64 (N,): the base's, sorted, then the added ones."""
         return np.concatenate([self.base.keys, self.added_keys])
-
-    @cached_property
-    def leaf_of_id(self) -> Nodes:
-        """The leaf of each id, int64 (added SIDs,)."""
-        leaves = np.empty(len(self.ids), dtype=np.int64)
-        leaves[self.ids] = np.arange(self.base.n_leaves, self.n_leaves)
-        return leaves
-
-    @cached_property
-    def _depth_start(self) -> Nodes:
-        """Where the added leaves of depth L - 1, …, 0 begin, and their end; int64 (L + 1,)."""
-        levels = self.layout.levels
-        return np.searchsorted(-self.depth, np.arange(-levels + 1, 2))
 
     def children(self, level: int, nodes: NDArray[np.integer[Any]]) -> tuple[Nodes, Nodes]:
         """First and end of the base children (nodes of `level + 1`), int64; 0, 0 where none."""
@@ -252,7 +273,7 @@ class LiveTrie:
         places = np.zeros(len(keys), dtype=np.int64)
         for value in set(depth.tolist()) - {self.layout.levels}:
             group = self.layout.levels - 1 - value
-            first, end = self._depth_start[group], self._depth_start[group + 1]
+            first, end = self.depth_start[group], self.depth_start[group + 1]
             chosen = depth == value
             places[chosen] = first + np.searchsorted(self.added_keys[first:end], keys[chosen])
         return places
@@ -284,37 +305,6 @@ def match(base: Trie, keys: NDArray[np.uint64]) -> tuple[Nodes, Nodes]:
         if not len(active):
             break
     return depth, node
-
-
-def _added_levels(
-    base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes
-) -> tuple[AddedNodes, ...]:
-    """The added nodes of each level; see the module's head."""
-    layout = base.layout
-    levels: list[AddedNodes] = []
-    above: Nodes | None = None
-    for level in range(layout.levels):
-        first = int(np.searchsorted(-depth, -level))
-        prefix = keys[first:] >> np.uint64(layout.shifts[level])
-        begins = _changes(prefix)
-        parent = base_node[first:].copy()
-        if above is not None and len(above):
-            parent[len(parent) - len(above) :] = above + base.node_counts[level - 1]
-        # Parents ascend: base nodes in key order, then added ones in the very same order.
-        parent = parent[begins]
-        starts = np.flatnonzero(_changes(parent))
-        codes = prefix[begins] & np.uint64((1 << layout.bits[level]) - 1)
-        ends = np.append(starts, len(codes))
-        levels.append(AddedNodes(parent[starts], ends, codes.astype(np.uint16)))
-        above = np.cumsum(begins) - 1
-    return tuple(levels)
-
-
-def _changes(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values differ from the one before them; the first does."""
-    changes = np.ones(len(values), dtype=np.bool_)
-    np.not_equal(values[1:], values[:-1], out=changes[1:])
-    return changes
 
 
 def _check_keys(layout: SidLayout, keys: NDArray[np.uint64]) -> None:

@@ -23,13 +23,15 @@ from index.fusion import fuse
 from index.items import ItemFilter
 from index.live.arrays import Tail
 from index.live.changes import Record
+from index.live.delta import Delta
 from index.live.dense import LiveDense
 from index.live.filters import Allowed, FilterCache, History
 from index.live.items import LiveItems
-from index.live.kernels import inserted
+from index.live.kernels import exchanged
 from index.live.lexical import LiveLexical
 from index.live.plan import Plan
-from index.live.postings import LivePostings, sids_of_leaves
+from index.live.postings import LivePostings
+from index.live.prepare import additions_of, prepared
 from index.live.trie import AnyTrie, LiveTrie
 from index.ranking import best_rows
 from index.sid import SidLayout
@@ -204,58 +206,39 @@ class CatalogueView:
 
         Call it on the newest view of a base only, in one thread.
         """
-        items = self.items.after(plan.added, plan.dead, plan.updates)
-        trie, postings = self.live_trie, self.postings
-        if plan.added:
-            keys = self.layout.pack(record.codes)
-            trie, leaves = trie.extended_to(keys)
-            self._grown.sids.append(sids_of_leaves(trie, leaves))
-            self._grown.vectors.append(record.embeddings)
-        postings = postings.after(
-            trie,
-            self._grown.sids.values,
-            items.alive,
-            items.popularity_score,
-            popularity_changed="popularity" in plan.updates,
-        )
-        added_rows = np.arange(len(self.items), len(items))
-        filtered = [plan.updates[name][0] for name in ("price", "stock") if name in plan.updates]
-        self.history.append(np.concatenate([plan.dead, added_rows, *filtered]))
+        return self.with_delta(prepared(self, plan, record))
+
+    def with_delta(self, delta: Delta) -> CatalogueView:
+        """The next view: a delta made for this one, or for its like in another process.
+
+        Call it on the newest view of a base only, in one thread.
+        """
+        assert delta.batch == self.batch + 1, "a delta fits the view that it was made for"
+        items = self.items.with_delta(delta)
+        trie, dense, grown = self.live_trie, self.dense, self._grown
+        if delta.n_added:
+            trie = trie.with_additions(additions_of(delta))
+            grown.sids.append(delta.sids)
+            grown.vectors.append(delta.vectors.reshape(-1, dense.dimension))
+        empty = self.empty_leaves
+        if len(delta.emptied) or len(delta.filled):
+            empty = exchanged(empty, delta.filled, delta.emptied_places, delta.emptied)
+        # A copy: what a delta came in is larger than the rows that it touches.
+        self.history.append(delta.touched.copy())
         return CatalogueView(
             self.base,
-            self.sequence + len(record.changes),
-            self.batch + 1,
-            self.n_items + len(plan.added) - len(plan.dead),
+            delta.sequence,
+            delta.batch,
+            self.n_items + delta.n_added - len(delta.dead),
             items,
             trie,
-            postings,
-            LiveDense(self.dense.base, self._grown.vectors.values, items.alive),
-            self.lexical.after([item_text(one.item) for one in plan.added], items.alive),
-            _empty_leaves(self.empty_leaves, postings, plan.dead, added_rows),
+            self.postings.with_delta(
+                delta, trie, grown.sids.values, items.alive, items.popularity_score
+            ),
+            LiveDense(dense.base, grown.vectors.values, items.alive),
+            self.lexical.with_delta(delta, items.alive),
+            empty,
             self.history,
-            self._grown,
+            grown,
             self._filters,
         )
-
-
-def _empty_leaves(
-    before: NDArray[np.int64],
-    postings: LivePostings,
-    dead: NDArray[np.int64],
-    added: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """SID numbers of leaves without an item after rows were removed and added."""
-    if not len(dead) and not (len(before) and len(added)):
-        return before
-    touched = np.array(sorted(set(postings.sid_of_row(np.concatenate([dead, added])).tolist())))
-    _, place = postings.rows_of(postings.leaves_of(touched))
-    has_items = np.zeros(len(touched), dtype=np.bool_)
-    has_items[place] = True
-    place = np.searchsorted(before, touched)
-    known = np.zeros(len(touched), dtype=np.bool_)
-    inside = place < len(before)
-    known[inside] = before[place[inside]] == touched[inside]
-    new = ~has_items & ~known
-    empty = inserted(before, place[new], touched[new])
-    filled = touched[has_items & known]
-    return np.delete(empty, np.searchsorted(empty, filled)) if len(filled) else empty

@@ -1,7 +1,8 @@
 """`bench changes`: a catalogue that changes while it is searched.
 
-A made-up shop (loadtest/bench/made_up_shop.py), a small random decoder, one process. The stream of
-changes is 45 % prices, 45 % stock, 5 % new items, 5 % deletions.
+A made-up shop (loadtest/bench/made_up_shop.py), a small random decoder. One process searches and
+hands in changes, another writes them, as in a server. The stream of changes is 45 % prices, 45 %
+stock, 5 % new items, 5 % deletions.
 
 `rate`: changes per second that one caller gets acknowledged, in calls of 1,000.
 `acknowledged`: milliseconds from handing in changes until they are on disk and in the view that the
@@ -319,7 +320,7 @@ def _bed(quick: bool) -> Generator[Bed]:
         snapshot = write_shop(Path(folder) / "shop", count, LAYOUT)
         settings = LiveSettings(merge_automatically=False)
         try:
-            with LiveCatalogue.open(snapshot, settings=settings) as catalogue:
+            with LiveCatalogue.open(snapshot, settings=settings, apart=True) as catalogue:
                 yield Bed(catalogue, np.random.default_rng(0), itertools.count(), count)
         finally:
             torch.set_num_threads(threads)

@@ -156,7 +156,7 @@ def _opened(snapshot: Path, live: Path | None) -> LiveCatalogue:
 
     import_module(ENCODER_KINDS)
     settings = LiveSettings(merge_automatically=False, publish_interval_s=0)
-    return open_catalogue(snapshot, live, settings, verify=False, if_held=IF_HELD)
+    return open_catalogue(snapshot, live, settings, verify=False, apart=False, if_held=IF_HELD)
 
 
 def _apply(catalogue: LiveCatalogue, changes: Iterator[Change]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The catalogue changes while it is searched, over HTTP on a real tiny generation."""
 
-import errno
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from index.errors import ArtifactError
-from index.live import log as change_log
 from index.live.catalogue import LiveSettings
 from index.live.changes import Delete, Upsert
 from server.generation import Generation
@@ -234,18 +234,15 @@ def test_changes_are_kept_over_closing_and_opening(own_pair: tuple[Path, Path]):
     second.close()
 
 
-def test_a_full_disk_is_told_and_searches_go_on(
-    changing: Changing, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_is_told_and_searches_go_on(changing: Changing):
     client = changing(retry_after_s=5)
     change(client, "PUT", items=[STOOL])
-
-    def full(file: int, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(change_log, "_write", full)
-        response = client.delete(f"{ITEMS}/i0")
+    [writer] = [
+        child.pid for child in psutil.Process().children() if "index.live.writer" in child.cmdline()
+    ]
+    before = resource.prlimit(writer, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    response = client.delete(f"{ITEMS}/i0")
+    resource.prlimit(writer, resource.RLIMIT_FSIZE, before)
     assert [response.status_code, response.headers["retry-after"]] == [503, "5"]
     assert response.json()["type"] == "/problems/changes-unavailable"
     assert len(found(client)) == 37

@@ -25,8 +25,8 @@ def test_a_column_reads_like_the_array_it_stands_for(
             added = np.random.default_rng(n_added).random(n_added)
             plain = np.concatenate([plain, added])
             written = {row: value for row, value in written.items() if row < len(plain)}
-            rows = np.array(list(written), dtype=np.int64)
-            values = np.array(list(written.values()), dtype=np.float64)
+            rows = np.array(sorted(written), dtype=np.int64)
+            values = np.array([written[row] for row in rows.tolist()], dtype=np.float64)
             plain[rows] = values
             column = column.after(rows, values, added)
             states.append((column, plain))

@@ -16,7 +16,7 @@ import pytest
 
 from index.errors import ArtifactError, ConfigError
 from index.items import ItemFilter
-from index.live import catalogue as live
+from index.live import writing as live
 from index.live.catalogue import (
     CatalogueBusy,
     CatalogueClosed,
@@ -40,12 +40,11 @@ def path(base: Snapshot, tmp_path: Path) -> Path:
     return shutil.copytree(base.path, tmp_path / "snapshot")
 
 
-@pytest.fixture
-def opened(path: Path) -> Generator[Opened, None, None]:
+def opening(path: Path, apart: bool) -> Generator[Opened, None, None]:
     catalogues: list[LiveCatalogue] = []
 
     def open_one(settings: LiveSettings = QUIET) -> LiveCatalogue:
-        catalogues.append(LiveCatalogue.open(path, settings=settings))
+        catalogues.append(LiveCatalogue.open(path, settings=settings, apart=apart))
         return catalogues[-1]
 
     yield open_one
@@ -53,11 +52,23 @@ def opened(path: Path) -> Generator[Opened, None, None]:
         one.close()
 
 
+@pytest.fixture
+def opened(path: Path) -> Generator[Opened, None, None]:
+    """Opens the snapshot, to be written by this process."""
+    yield from opening(path, apart=False)
+
+
+@pytest.fixture(params=[False, True], ids=["here", "apart"])
+def either(path: Path, request: pytest.FixtureRequest) -> Generator[Opened, None, None]:
+    """Opens the snapshot, to be written by this process, and by another one."""
+    yield from opening(path, apart=request.param)
+
+
 def facts(catalogue: LiveCatalogue) -> dict[str, object]:
     """What a catalogue holds, rows aside."""
     view = catalogue.view
     alive = view.items.alive
-    rows = np.arange(view.n_rows) if alive is None else np.flatnonzero(alive)
+    rows = np.arange(view.n_rows) if alive is None else np.flatnonzero(alive.whole())
     codes = view.trie.codes_of_leaves(view.postings.leaf_of_row[rows])
     vectors = view.dense.vectors(rows)
     items = view.items.get_many(rows)
@@ -67,8 +78,8 @@ def facts(catalogue: LiveCatalogue) -> dict[str, object]:
     }
 
 
-def test_changes_are_in_the_next_view_and_after_a_restart(opened: Opened) -> None:
-    catalogue = opened()
+def test_changes_are_in_the_next_view_and_after_a_restart(either: Opened) -> None:
+    catalogue = either()
     changes = [
         Update("i1", {"price": 3.5}),
         Delete("i2"),
@@ -87,15 +98,15 @@ def test_changes_are_in_the_next_view_and_after_a_restart(opened: Opened) -> Non
     assert view.version == f"{view.base.version}+3"
     before = facts(catalogue)
     catalogue.close()
-    again = opened()
+    again = either()
     assert again.note == ""
     assert facts(again) == before
     assert again.view.version == view.version
     assert read_view(view.path).version == view.version
 
 
-def test_callers_are_taken_together_and_hear_their_own(opened: Opened) -> None:
-    catalogue = opened(LiveSettings(merge_automatically=False, publish_interval_s=0.02))
+def test_callers_are_taken_together_and_hear_their_own(either: Opened) -> None:
+    catalogue = either(LiveSettings(merge_automatically=False, publish_interval_s=0.02))
 
     def call(number: int) -> tuple[int, list[int]]:
         applied = catalogue.apply(
@@ -115,8 +126,8 @@ def test_callers_are_taken_together_and_hear_their_own(opened: Opened) -> None:
     assert status.waiting_changes == 0
 
 
-def test_a_merge_keeps_everything_and_the_log_short(opened: Opened, path: Path) -> None:
-    catalogue = opened()
+def test_a_merge_keeps_everything_and_the_log_short(either: Opened, path: Path) -> None:
+    catalogue = either()
     catalogue.apply([Delete(f"i{number}") for number in range(5)])
     catalogue.apply([Upsert(item(number)) for number in range(60, 70)])
     old, before = catalogue.view, facts(catalogue)
@@ -135,7 +146,7 @@ def test_a_merge_keeps_everything_and_the_log_short(opened: Opened, path: Path) 
     assert len(segments_of(directory / "log")) == 1
     before = facts(catalogue)
     catalogue.close()
-    again = opened()
+    again = either()
     assert facts(again) == before
     assert again.view.base.path.parent == directory
     again.merge()
@@ -145,9 +156,9 @@ def test_a_merge_keeps_everything_and_the_log_short(opened: Opened, path: Path) 
     assert again.status().merge_error == ""
 
 
-def test_changes_go_on_during_a_merge(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_go_on_during_a_merge(either: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SWITCH_CHANGES", 3)
-    catalogue = opened()
+    catalogue = either()
     stop = threading.Event()
     made: list[int] = []
 
@@ -170,11 +181,11 @@ def test_changes_go_on_during_a_merge(opened: Opened, monkeypatch: pytest.Monkey
     before = facts(catalogue)
     assert {f"i{1000 + number}" for number in range(max(1, last - 9), last + 1)} <= before.keys()
     catalogue.close()
-    assert facts(opened()) == before
+    assert facts(either()) == before
 
 
-def test_merges_start_by_themselves(opened: Opened) -> None:
-    catalogue = opened(LiveSettings(merge_min_items=5, merge_share=0.01))
+def test_merges_start_by_themselves(either: Opened) -> None:
+    catalogue = either(LiveSettings(merge_min_items=5, merge_share=0.01))
     catalogue.apply([Upsert(item(number)) for number in range(100, 106)])
     deadline = time.monotonic() + 60
     while not catalogue.status().merges and time.monotonic() < deadline:
@@ -245,8 +256,8 @@ def test_looking_at_a_catalogue_while_a_record_is_written(opened: Opened, path: 
     assert read_view(path).sequence == 2
 
 
-def test_the_counts_of_a_view_are_its_own(opened: Opened) -> None:
-    catalogue = opened()
+def test_the_counts_of_a_view_are_its_own(either: Opened) -> None:
+    catalogue = either()
     base = catalogue.view.base
     assert catalogue.view.manifest == base.manifest
     catalogue.apply([Upsert(item(80, title="something new")), Delete("i0"), Delete("i1")])
@@ -257,8 +268,8 @@ def test_the_counts_of_a_view_are_its_own(opened: Opened) -> None:
     assert counts["items"] == 29
 
 
-def test_an_export_is_a_snapshot_of_its_own(opened: Opened, tmp_path: Path) -> None:
-    catalogue = opened()
+def test_an_export_is_a_snapshot_of_its_own(either: Opened, tmp_path: Path) -> None:
+    catalogue = either()
     catalogue.apply([Upsert(item(80)), Delete("i0")])
     base = catalogue.view.base
     catalogue.export(tmp_path / "exported")
@@ -268,33 +279,33 @@ def test_an_export_is_a_snapshot_of_its_own(opened: Opened, tmp_path: Path) -> N
         catalogue.export(tmp_path / "exported")
 
 
-def test_one_writer_at_a_time(opened: Opened, path: Path) -> None:
-    opened()
+def test_one_writer_at_a_time(either: Opened, path: Path) -> None:
+    either()
     with pytest.raises(ArtifactError, match=rf"another process \(number {os.getpid()}\)"):
         LiveCatalogue.open(path)
     assert read_view(path).sequence == 0
 
 
 def test_changes_of_another_snapshot_are_refused(
-    opened: Opened, path: Path, base: Snapshot
+    either: Opened, path: Path, base: Snapshot
 ) -> None:
-    catalogue = opened()
+    catalogue = either()
     catalogue.apply([Delete("i0")])
     catalogue.close()
     state = live_directory(path) / "state.json"
     state.write_bytes(orjson.dumps({"origin": "0123456789ab", "merged": None}))
     with pytest.raises(ArtifactError, match="holds changes of snapshot version 0123456789ab"):
-        LiveCatalogue.open(path)
+        either()
     state.write_bytes(b"[]")
     with pytest.raises(ArtifactError, match="cannot be read"):
-        LiveCatalogue.open(path)
+        either()
 
 
-def test_too_many_changes_at_once_are_refused(opened: Opened) -> None:
+def test_too_many_changes_at_once_are_refused(either: Opened) -> None:
     settings = LiveSettings(
         merge_automatically=False, publish_interval_s=0.3, max_waiting_changes=5
     )
-    catalogue = opened(settings)
+    catalogue = either(settings)
     catalogue.apply([Delete("i0")])
     waiting = catalogue.submit([Update("i1", {"stock": 1})] * 4)
     with pytest.raises(CatalogueBusy, match="4 changes wait"):
@@ -325,8 +336,8 @@ def test_a_disk_that_refuses_costs_only_those_changes(
         catalogue.apply([Delete("i3")])
 
 
-def test_filters_see_changes(opened: Opened) -> None:
-    catalogue = opened()
+def test_filters_see_changes(either: Opened) -> None:
+    catalogue = either()
     in_stock = ItemFilter(in_stock=True)
     before = catalogue.view.filter(in_stock)
     assert before is not None

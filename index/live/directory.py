@@ -1,0 +1,149 @@
+"""The directory of a live catalogue: what lies in it, who may write, what it leads to.
+
+```
+SNAPSHOT.live/
+  state.json       the snapshot that the changes started from, and the last merge
+  log/             the changes behind it (`index.live.log`)
+  merged-NUMBER/   the last merge: a snapshot through change NUMBER
+  lock             held by the one process that writes; names the process that answers for it
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import psutil
+
+from index import artifact
+from index.errors import ArtifactError
+from index.live.replay import replay
+from index.live.view import CatalogueView
+from index.snapshot import Snapshot
+
+SUFFIX = ".live"
+STATE = "state.json"
+LOG = "log"
+MERGED = "merged-"
+ORPHAN_WAIT_S = 20.0
+"""How long a writer whose process was killed may take to finish before it counts as held."""
+DYING_S = 0.25
+"""A process that was just killed may look alive for a moment."""
+_LOCK = "lock"
+_LOOK_S = 0.02
+
+
+class CatalogueHeld(ArtifactError):
+    """Another process has the live directory open for changes."""
+
+
+def live_directory(snapshot: Path) -> Path:
+    """Where the changes of a snapshot lie: beside it."""
+    snapshot = Path(snapshot).absolute()
+    return snapshot.with_name(snapshot.name + SUFFIX)
+
+
+def read_view(
+    snapshot: Path, directory: Path | None = None, *, verify: bool = True
+) -> CatalogueView:
+    """A snapshot with its changes, to look at: nothing is locked, mended or written.
+
+    A writer may be at work: a record that it has not finished ends the log. Raises ArtifactError
+    like `LiveCatalogue.open`.
+    """
+    directory = live_directory(snapshot) if directory is None else Path(directory)
+    base = base_of(Path(snapshot), directory, verify=verify)
+    return replay(CatalogueView.of(base), directory / LOG, unfinished=True)
+
+
+def base_of(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snapshot:
+    """The last merge, or the snapshot itself while there is none. Raises ArtifactError."""
+    state = directory / STATE
+    if isinstance(snapshot, Snapshot):
+        origin, version, path = snapshot, snapshot.version, snapshot.path
+    else:
+        origin, path = None, Path(snapshot)
+        version = artifact.read(path, "snapshot", verify=False).version
+    try:
+        facts = cast(dict[str, Any], orjson.loads(state.read_bytes()))
+        started, merged = str(facts["origin"]), cast(str | None, facts["merged"])
+    except FileNotFoundError:
+        if any(directory.glob(f"{MERGED}*")):
+            raise ArtifactError(
+                f"{directory} holds a merge but no {STATE}, which says what it is of; restore "
+                f"{STATE}, or remove {directory} to drop the changes"
+            ) from None
+        started, merged = version, None
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{state} cannot be read: {error!r}") from None
+    if started != version:
+        raise ArtifactError(
+            f"{directory} holds changes of snapshot version {started}, {path} is version "
+            f"{version}; remove {directory} to drop those changes"
+        )
+    if merged is None:
+        return origin or Snapshot.open(path, verify=verify)
+    text = None if origin is None else origin.text_parts
+    return Snapshot.open(directory / merged, verify=verify, text=text)
+
+
+def locked(directory: Path, owner: int) -> int:
+    """The open, locked lock file of a directory; it says that process `owner` answers for it.
+
+    Raises CatalogueHeld when another process has it. A writer whose owner is gone is finishing what
+    it was given: it is waited for.
+    """
+    path = directory / _LOCK
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from None
+    began = time.monotonic()
+    while not _taken(file):
+        holder = os.pread(file, 20, 0).decode(errors="replace").strip()
+        wait_s = ORPHAN_WAIT_S if holder.isdigit() and _has_ended(int(holder)) else DYING_S
+        if time.monotonic() > began + wait_s:
+            os.close(file)
+            raise CatalogueHeld(
+                f"{directory} is open for changes in another process (number "
+                f"{holder or 'unknown'}); stop that one, or send it the changes"
+            )
+        time.sleep(_LOOK_S)
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{owner}\n".encode(), 0)
+    return file
+
+
+def _taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def write_state(directory: Path, origin: str, merged: str | None) -> None:
+    """Say which snapshot the changes started from, and the name of the last merge."""
+    artifact.write_file(directory / STATE, orjson.dumps({"origin": origin, "merged": merged}))
+
+
+def remove_old_merges(directory: Path, keep: Path) -> None:
+    """Remove all merges but one."""
+    for path in directory.glob(f"{MERGED}*"):
+        if path.absolute() != keep.absolute():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,415 @@
+"""A catalogue that another process writes: this one searches, and follows.
+
+The writer (`index.live.writer`) plans, encodes, logs and merges. What is left to do here for a
+batch is to lay down its delta and to answer the callers; searches beside it hardly notice. One
+thread does it, so a caller that was answered finds its changes in `view`.
+
+Where the writer dies, searches go on with the view that they have, callers that wait hear that
+nobody knows what became of their changes, and another writer is started: it opens what the log has,
+and this process moves over to that.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from index.encoder import kind_modules
+from index.errors import ArtifactError, OnesearchError
+from index.live import wire
+from index.live.catalogue import (
+    CatalogueBusy,
+    CatalogueClosed,
+    LiveCatalogue,
+    LiveSettings,
+    LiveStatus,
+)
+from index.live.changes import Applied, Change, Rejected
+from index.live.channel import Channel, Kind
+from index.live.delta import Delta
+from index.live.directory import CatalogueHeld
+from index.live.view import CatalogueView
+from index.live.writer import TAG, Order
+from index.live.writing import own_environment
+from index.snapshot import Snapshot
+
+RESTART_WAITS_S = (0.0, 1.0, 5.0, 30.0)
+"""Before the first, second, … restart of writers that did not live for long; then the last."""
+LONG_LIFE_S = 60.0
+CLOSE_S = 60.0
+"""A writer that has not finished after this long is killed; what was acknowledged is in its log."""
+_notes = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    done: Future[Applied]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Counters:
+    publications: int = 0
+    log_bytes: int = 0
+    merges: int = 0
+    merging: bool = False
+    last_merge_s: float = 0.0
+    merge_error: str = ""
+
+
+class FollowingCatalogue(LiveCatalogue):
+    """See the module's head and `LiveCatalogue`."""
+
+    def __init__(
+        self, snapshot: Snapshot | Path, directory: Path, settings: LiveSettings, verify: bool
+    ) -> None:
+        super().__init__(directory, settings)
+        self._origin = snapshot
+        self._verify = verify
+        self._view: CatalogueView | None = None
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._hearing: Channel | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._line: _Line | None = None
+        self._calls: dict[int, _Call] = {}
+        self._tasks: dict[int, Future[None]] = {}
+        self._next_tag = 0
+        self._waiting = self._applied = self._rejected = 0
+        self._counters = _Counters()
+        self._opened: Future[None] = Future()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="catalogue-follower", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def opened(
+        cls,
+        snapshot: Snapshot | Path,
+        directory: Path,
+        settings: LiveSettings,
+        *,
+        verify: bool = True,
+    ) -> FollowingCatalogue:
+        """See `LiveCatalogue.open`."""
+        catalogue = cls(snapshot, directory, settings, verify)
+        try:
+            catalogue._opened.result()
+        except BaseException:
+            catalogue.close()
+            raise
+        return catalogue
+
+    @property
+    def view(self) -> CatalogueView:
+        assert self._view is not None, "an opened catalogue has a view"
+        return self._view
+
+    @property
+    def writer(self) -> int:
+        """Number of the process that writes; 0 for none at the moment."""
+        child = self._child
+        return 0 if child is None else child.pid
+
+    def submit(self, changes: Sequence[Change]) -> Future[Applied]:
+        """See `LiveCatalogue.submit`. What was submitted is under way: it cannot be cancelled."""
+        data = wire.to_bytes(changes)
+        done: Future[Applied] = Future()
+        done.set_running_or_notify_cancel()
+        with self._lock:
+            channel = self._open_channel()
+            if self._waiting and self._waiting + len(changes) > self.settings.max_waiting_changes:
+                raise CatalogueBusy(f"{self._waiting} changes wait already; try again later")
+            self._waiting += len(changes)
+            tag = self._new_tag()
+            self._calls[tag] = _Call(done, len(changes))
+            channel.send((Kind.CALL, TAG.pack(tag) + data))
+        return done
+
+    def merge(self) -> CatalogueView:
+        self._task(Kind.MERGE)
+        return self.view
+
+    def export(self, path: Path) -> None:
+        self._task(Kind.EXPORT, str(Path(path).absolute()))
+
+    def status(self) -> LiveStatus:
+        view, counters = self.view, self._counters
+        return LiveStatus(
+            view.sequence,
+            view.n_items,
+            view.items.n_added,
+            view.n_rows - view.n_items,
+            self._waiting,
+            self._applied,
+            self._rejected,
+            counters.publications,
+            counters.log_bytes,
+            counters.merges,
+            counters.merging,
+            counters.last_merge_s,
+            counters.merge_error,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing.set()
+            channel = self._channel
+        if channel is not None:
+            channel.flush(CLOSE_S)
+            channel.finish()
+        self._thread.join(CLOSE_S)
+        child = self._child
+        if child is not None and self._thread.is_alive():
+            child.kill()
+        self._thread.join()
+
+    def base_at(self, path: Path) -> Snapshot:
+        """The snapshot at a path, the one at hand where that is it. Raises ArtifactError."""
+        view = self._view
+        if view is not None and view.base.path.absolute() == path:
+            return view.base
+        origin = self._origin if isinstance(self._origin, Snapshot) else None
+        if origin is not None and origin.path.absolute() == path:
+            return origin
+        known = origin if view is None else view.base
+        text = None if known is None else known.text_parts
+        return Snapshot.open(path, verify=self._verify and view is None, text=text)
+
+    def prepare(self, view: CatalogueView) -> None:
+        """Searches get a view of this line soon."""
+        known = self._view
+        if self.on_merge is not None and known is not None and view.base is not known.base:
+            self.on_merge(view)
+
+    def _open_channel(self) -> Channel:
+        if self._closing.is_set():
+            raise CatalogueClosed("the catalogue was closed")
+        if self._channel is None or self._view is None:
+            raise CatalogueClosed("the catalogue's writer is being started again; try again later")
+        return self._channel
+
+    def _new_tag(self) -> int:
+        self._next_tag = (self._next_tag + 1) & 0xFFFFFFFF
+        return self._next_tag
+
+    def _task(self, kind: Kind, *arguments: str) -> None:
+        """Have the writer do something that takes long."""
+        done: Future[None] = Future()
+        with self._lock:
+            channel = self._open_channel()
+            tag = self._new_tag()
+            self._tasks[tag] = done
+            channel.send((kind, orjson.dumps([tag, *arguments])))
+        done.result()
+
+    def _run(self) -> None:
+        """The follower's thread."""
+        short_lives = 0
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self._follow()
+            except Exception as error:  # noqa: BLE001  whoever opens must hear of it, whatever it is
+                if not self._opened.done():
+                    self._opened.set_exception(error)
+                else:
+                    _notes.exception("the catalogue cannot be followed")
+            finally:
+                self._end_child()
+            if not self._opened.done():
+                self._opened.set_exception(
+                    ArtifactError(f"the writer of {self.directory} ended before it had opened it")
+                )
+            if self._closing.is_set() or self._opened.exception() is not None:
+                return
+            if time.monotonic() - began > LONG_LIFE_S:
+                short_lives = 0
+            wait_s = RESTART_WAITS_S[min(short_lives, len(RESTART_WAITS_S) - 1)]
+            short_lives += 1
+            _notes.warning(
+                "the process that writes %s ended; another one is started", self.directory
+            )
+            self._closing.wait(wait_s)
+
+    def _follow(self) -> None:
+        """Start a writer and hear what it tells, to its end."""
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours)
+        path = self._origin.path if isinstance(self._origin, Snapshot) else self._origin
+        order = Order.of(Path(path).absolute(), self.directory, self.settings, kind_modules())
+        descriptor = theirs.fileno()
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "index.live.writer", str(descriptor), order.to_json()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=own_environment(),
+                pass_fds=(descriptor,),
+            )
+        self._hearing = channel
+        for kind, body in channel.messages():
+            self._hear(channel, kind, body)
+
+    def _hear(self, channel: Channel, kind: Kind, body: bytearray) -> None:
+        if kind is Kind.DELTA:
+            self._view = self.view.with_delta(Delta.from_bytes(body))
+        elif kind is Kind.ANSWERS:
+            self._answer(body)
+        elif kind is Kind.FAILED:
+            tag, reason = orjson.loads(body)
+            self._taken(tag).done.set_exception(CatalogueClosed(reason))
+        elif kind is Kind.COUNTERS:
+            self._counters = _Counters(*orjson.loads(body))
+        elif kind is Kind.BEGUN:
+            self._line = _Line(self, channel, Path(orjson.loads(body)))
+        elif kind in (Kind.REPLAYED, Kind.PREPARE):
+            assert self._line is not None
+            self._line.put(kind, body)
+        elif kind is Kind.MOVED:
+            assert self._line is not None
+            line, self._line = self._line, None
+            self._view = line.end()
+        elif kind is Kind.OPENED:
+            self._open(channel, orjson.loads(body))
+        elif kind is Kind.DONE:
+            self._finish_task(*orjson.loads(body))
+        elif kind is Kind.NOTE:
+            level, text = orjson.loads(body)
+            _notes.log(level, "%s", text)
+        else:
+            assert kind is Kind.REFUSED
+            name, text = orjson.loads(body)
+            raise (CatalogueHeld if name == CatalogueHeld.__name__ else ArtifactError)(text)
+
+    def _open(self, channel: Channel, note: str) -> None:
+        """Changes are taken from now on."""
+        with self._lock:
+            self._channel = channel
+        if not self._opened.done():
+            self.note = note
+            self._opened.set_result(None)
+
+    def _answer(self, body: bytearray) -> None:
+        told, counters = orjson.loads(body)
+        self._counters = _Counters(*counters)
+        for tag, sequence, applied, rejected in told:
+            self._applied += applied
+            self._rejected += len(rejected)
+            reasons = tuple([Rejected(*one) for one in rejected])
+            self._taken(tag).done.set_result(Applied(sequence, applied, reasons))
+
+    def _taken(self, tag: int) -> _Call:
+        with self._lock:
+            call = self._calls.pop(tag)
+            self._waiting -= call.count
+        return call
+
+    def _finish_task(self, tag: int, error: str | None) -> None:
+        done = self._tasks.pop(tag)
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(ArtifactError(error))
+
+    def _end_child(self) -> None:
+        """See a writer off whose messages have ended, and tell those who wait for it."""
+        with self._lock:
+            self._channel = None
+            calls, self._calls = self._calls, {}
+            tasks, self._tasks = self._tasks, {}
+            self._waiting = 0
+        line, self._line = self._line, None
+        if line is not None:
+            line.drop()
+        child, self._child = self._child, None
+        if self._hearing is not None:
+            self._hearing.close()
+        if child is not None:
+            # It has nobody to talk to: it finishes what it has and ends.
+            try:
+                child.wait(CLOSE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        for call in calls.values():
+            call.done.set_exception(
+                CatalogueClosed(
+                    "the catalogue's writer ended; whether these changes were made is not known, "
+                    "so send them again"
+                )
+            )
+        for task in tasks.values():
+            task.set_exception(ArtifactError("the catalogue was closed"))
+
+
+class _Line:
+    """A line of views that is to follow the one that searches get, made in a thread of its own:
+    from a snapshot and what was replayed on it."""
+
+    def __init__(self, catalogue: FollowingCatalogue, channel: Channel, base: Path) -> None:
+        self._catalogue = catalogue
+        self._channel = channel
+        self._path = base
+        self._messages: queue.SimpleQueue[tuple[Kind, bytearray] | None] = queue.SimpleQueue()
+        self._view: CatalogueView | None = None
+        self._is_prepared = False
+        self._dropped = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="catalogue-line", daemon=True)
+        self._thread.start()
+
+    def put(self, kind: Kind, body: bytearray) -> None:
+        """Something that was told of the line."""
+        self._messages.put((kind, body))
+
+    def end(self) -> CatalogueView:
+        """Its newest view, for searches. Raises what went wrong with it."""
+        self._messages.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._view is not None
+        return self._view
+
+    def drop(self) -> None:
+        """It is not wanted any more."""
+        self._dropped = True
+        self._messages.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._view = CatalogueView.of(self._catalogue.base_at(self._path))
+        except (OnesearchError, OSError) as error:
+            self._error = error
+        for message in iter(self._messages.get, None):
+            if self._error is None and not self._dropped:
+                self._attempt(*message)
+            if message[0] is Kind.PREPARE:
+                reason = "" if self._error is None else str(self._error) or repr(self._error)
+                self._channel.send((Kind.READY, orjson.dumps(reason)))
+        if self._error is None and not self._dropped:
+            self._attempt(Kind.PREPARE, bytearray())
+
+    def _attempt(self, kind: Kind, body: bytearray) -> None:
+        try:
+            assert self._view is not None
+            if kind is Kind.REPLAYED:
+                self._view = self._view.with_delta(Delta.from_bytes(body))
+            elif not self._is_prepared:
+                self._catalogue.prepare(self._view)
+                self._is_prepared = True
+        except Exception as error:  # noqa: BLE001  the writer must not go on as if it were prepared
+            self._error = error

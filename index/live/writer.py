@@ -1,0 +1,223 @@
+"""The process that writes a catalogue for one that searches it.
+
+    python -m index.live.writer DESCRIPTOR JSON
+
+DESCRIPTOR is one end of a socket pair, inherited; JSON says what to open (`Order`). It opens the
+catalogue, tells the way from the base to its present state, and from then on takes calls and tells
+each delta, its answers with it: a delta comes before the answers that it makes true. When the other
+end is gone it finishes what it was handed and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import orjson
+
+from index.errors import ArtifactError, OnesearchError
+from index.live import wire
+from index.live.catalogue import CatalogueBusy, CatalogueClosed, LiveSettings
+from index.live.changes import Applied
+from index.live.channel import Channel, Kind
+from index.live.delta import Delta
+from index.live.writing import WritingCatalogue
+
+TAG = Struct("<I")
+PRIORITY = 5
+"""Niceness: where processors are short, searches come before changes, which still get a share."""
+FLUSH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to open. `modules` are imported first: they register kinds of encoders."""
+
+    snapshot: str
+    directory: str
+    settings: dict[str, Any]
+    owner: int
+    modules: list[str]
+
+    @classmethod
+    def of(
+        cls, snapshot: Path, directory: Path, settings: LiveSettings, modules: list[str]
+    ) -> Order:
+        return cls(str(snapshot), str(directory), asdict(settings), os.getpid(), modules)
+
+    def to_json(self) -> str:
+        return orjson.dumps(self).decode()
+
+
+class Teller:
+    """Tells the other end what happens; see `index.live.writing.Listener`."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.catalogue: WritingCatalogue | None = None
+        self._readiness: Future[str] = Future()
+        self._gone = False
+
+    def made(self, tags: Sequence[int], answers: Sequence[Applied], delta: Delta | None) -> None:
+        told = [
+            [
+                tag,
+                answer.sequence,
+                answer.applied,
+                [[bad.index, bad.item_id, bad.reason] for bad in answer.rejected],
+            ]
+            for tag, answer in zip(tags, answers, strict=True)
+        ]
+        answered = (Kind.ANSWERS, orjson.dumps([told, self._counters()]))
+        if delta is None:
+            self.channel.send(answered)
+        else:
+            self.channel.send((Kind.DELTA, delta.to_bytes()), answered)
+
+    def begun(self, base: Path) -> None:
+        self.channel.send((Kind.BEGUN, orjson.dumps(str(base))))
+
+    def replayed(self, delta: Delta) -> None:
+        self.channel.send((Kind.REPLAYED, delta.to_bytes()))
+
+    def prepare(self) -> None:
+        self._readiness = Future()
+        self.channel.send((Kind.PREPARE, b"null"))
+        if self._gone:
+            raise ArtifactError("the process that searches has ended")
+        reason = self._readiness.result()
+        if reason:
+            raise ArtifactError(reason)
+
+    def answered(self, reason: str) -> None:
+        """The other end is ready ("") or says why it is not."""
+        if not self._readiness.done():
+            self._readiness.set_result(reason)
+
+    def gone(self) -> None:
+        """The other end has ended."""
+        self._gone = True
+        self.answered("the process that searches has ended")
+
+    def moved(self) -> None:
+        self.channel.send((Kind.MOVED, b"null"))
+
+    def merging(self) -> None:
+        self.channel.send((Kind.COUNTERS, orjson.dumps(self._counters())))
+
+    def _counters(self) -> list[Any]:
+        assert self.catalogue is not None
+        now = self.catalogue.status()
+        return [
+            now.publications,
+            now.log_bytes,
+            now.merges,
+            now.merging,
+            now.last_merge_s,
+            now.merge_error,
+        ]
+
+
+class _Notes(logging.Handler):
+    """Hands log records to the other end, whose log is the one that is read."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.WARNING)
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.send((Kind.NOTE, orjson.dumps([record.levelno, self.format(record)])))
+
+
+def main(arguments: Sequence[str]) -> None:
+    descriptor, text = arguments
+    # Signals to the whole group are for the process that searches; we end when it does.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(PRIORITY)
+    channel = Channel(socket.socket(fileno=int(descriptor)))
+    logging.getLogger("index").addHandler(_Notes(channel))
+    order = Order(**orjson.loads(text))
+    teller = Teller(channel)
+    try:
+        for module in order.modules:
+            import_module(module)
+        catalogue = WritingCatalogue.opened(
+            Path(order.snapshot),
+            Path(order.directory),
+            LiveSettings(**order.settings),
+            verify=False,
+            listener=teller,
+            owner=order.owner,
+        )
+    except (OnesearchError, OSError) as error:
+        channel.send((Kind.REFUSED, orjson.dumps([type(error).__name__, str(error)])))
+        channel.flush(FLUSH_S)
+        return
+    teller.catalogue = catalogue
+    teller.merging()
+    channel.send((Kind.OPENED, orjson.dumps(catalogue.note)))
+    try:
+        for kind, body in channel.messages():
+            _take(catalogue, teller, kind, body)
+    finally:
+        teller.gone()
+        catalogue.close()
+        channel.flush(FLUSH_S)
+
+
+def _take(catalogue: WritingCatalogue, teller: Teller, kind: Kind, body: bytearray) -> None:
+    """Do what a message asks for, or see to it that it is done."""
+    channel = teller.channel
+    if kind is Kind.CALL:
+        (tag,) = TAG.unpack_from(body)
+
+        def hear(done: Future[Applied]) -> None:
+            error = done.exception()
+            if error is not None:
+                channel.send((Kind.FAILED, orjson.dumps([tag, str(error)])))
+                if catalogue.failed:
+                    # A new process opens what the log has.
+                    channel.flush(FLUSH_S)
+                    os._exit(1)
+
+        try:
+            done = catalogue.submit(wire.from_bytes(body[TAG.size :]), tag)
+        except (CatalogueClosed, CatalogueBusy) as error:
+            channel.send((Kind.FAILED, orjson.dumps([tag, str(error)])))
+        else:
+            done.add_done_callback(hear)
+    elif kind is Kind.READY:
+        teller.answered(orjson.loads(body))
+    elif kind in (Kind.MERGE, Kind.EXPORT):
+        tag, *path = orjson.loads(body)
+        work = threading.Thread(target=_merge, args=(catalogue, channel, tag, path), daemon=True)
+        work.start()
+
+
+def _merge(catalogue: WritingCatalogue, channel: Channel, tag: int, path: list[str]) -> None:
+    """A merge, or an export where a path is given; tells how it ended."""
+    told = None
+    try:
+        if path:
+            catalogue.export(Path(path[0]))
+        else:
+            catalogue.merge()
+    except (OnesearchError, OSError) as error:
+        told = str(error)
+    channel.send((Kind.DONE, orjson.dumps([tag, told])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
