@@ -55,5 +55,9 @@ def _print_report(report: dict[str, Any]) -> None:
             ]
             table.add_row(group, str(row["queries"]), f"{row['plain']['recall']:.3f}", *cells)
         console.print(table)
+    console.print(
+        f"{report['keywords_per_s']:,.0f} keywords a second; vocabulary: "
+        f"{report['vocabulary_s']:.1f} s, arrays of {report['vocabulary_bytes'] / 1e6:.1f} MB"
+    )
     for note in report["notes"]:
         console.print(f"note: {note}", markup=False)

@@ -17,6 +17,7 @@ same resampled queries for both, 95 % percentile bootstrap.
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,9 @@ def run_evaluate(
     else:
         raise ConfigError("nothing to measure with; give --judgments, --dataset or both")
     notes: list[str] = []
+    started = time.perf_counter()
     vocabulary = Vocabulary.build(snapshot)
+    build_s = time.perf_counter() - started
     associations = None
     if opened is not None:
         associations = Associations.build(
@@ -89,6 +92,7 @@ def run_evaluate(
             relevant = {query: rows for query, rows in relevant.items() if query not in seen}
     generator = StatisticalGenerator(snapshot, associations, vocabulary=vocabulary)
     report = evaluate(generator, snapshot, relevant, seed=seed, progress=progress)
+    report["vocabulary_s"] = build_s
     report["co_clicks"] = associations is not None
     report["simulated"] = bool(snapshot.manifest.get("simulated"))
     report["notes"] = notes
@@ -111,11 +115,13 @@ def evaluate(
         raise ConfigError("no query has a relevant item; check --relevant-from and the item ids")
     texts = list(relevant)
     keywords: list[Keywords] = []
+    started = time.perf_counter()
     for start in range(0, len(texts), BATCH):
         batch = [KeywordRequest(text) for text in texts[start : start + BATCH]]
         keywords += generator.generate_batch(batch)
         if progress is not None:
             progress("keywords", len(keywords), len(texts))
+    duration = time.perf_counter() - started
     truth = [relevant[text] for text in texts]
     groups = _groups(texts, keywords, generator.vocabulary)
     table: dict[str, Any] = {}
@@ -139,6 +145,8 @@ def evaluate(
     return {
         "queries": len(texts),
         "metric": f"recall@{DEPTH}",
+        "keywords_per_s": len(texts) / duration,
+        "vocabulary_bytes": generator.vocabulary.n_bytes,
         "weights": {"bm25": BM25_WEIGHT, "dense": DENSE_WEIGHT},
         "baselines": table,
     }

@@ -210,7 +210,8 @@ def _phrase(
         return "", start
     if _CJK.match(whole) and not longest(whole):
         # Without spaces a known word tells where the refused one ends: "不带鞋带|男士".
-        known_at = [i for i in range(2, len(whole)) if longest(whole[i:])]
+        reach = range(2, min(len(whole), MAX_REFUSED_CHARACTERS + 1))
+        known_at = [i for i in reach if longest(whole[i:])]
         if known_at:
             start = scope.index(whole, position)
             return whole[: known_at[0]].strip(), start + known_at[0]

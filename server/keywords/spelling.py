@@ -2,8 +2,9 @@
 
 An edit leaves out, adds, swaps or replaces one letter; an unknown word may also be two known ones
 written together. Among several the one wins that is frequent and occurs together with the other
-words. Words of fewer than MIN_LETTERS letters, words with digits and scripts other than Latin stay
-as they are. Nothing is stored: candidates are made and looked up, about 50·letters of them.
+words. Words of fewer than MIN_LETTERS or more than MAX_LETTERS letters, words with digits and
+scripts other than Latin stay as they are. Nothing is stored: candidates are made and looked up,
+about 50·letters of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from index.text import words
 from server.keywords.cues import STOP_WORDS
 
 MIN_LETTERS = 3
+MAX_LETTERS = 24
 MIN_EDITABLE_LETTERS = 4
 """In a shorter word a letter may be missing or two be swapped, but none is taken away."""
 MIN_FREQUENCY = 2
@@ -35,7 +37,7 @@ _PARTED = -1.0
 _FUNCTION_WORD_SHARE = 0.01
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-_WORD = re.compile(r"(?<![\w'’-])[a-z]{3,}(?![\w'’])")
+_WORD = re.compile(rf"(?<![\w'’-])[a-z]{{{MIN_LETTERS},{MAX_LETTERS}}}(?![\w'’])")
 # Words a query may have that no title has.
 _FUNCTION_WORDS = STOP_WORDS | frozenset(
     ("without", "except", "under", "below", "above", "over", "between", "women", "kids", "cheap")

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.attribute_mining import MAX_SURFACE_LENGTH
 from index.attribute_types import ATTRIBUTE_KEYS, LIST_COLUMNS, AttributeType, joins
 from index.attributes import AttributeDictionary, AttributeMatcher
 from index.lexical import LexicalIndex
@@ -186,7 +187,7 @@ class Vocabulary:
 
     def phrase_length(self, text: str) -> int:
         """Length of the longest dictionary phrase at the start of a text, 0 if there is none."""
-        matches = self.matcher.match(text)
+        matches = self.matcher.match(text[:MAX_SURFACE_LENGTH])
         return matches[0].end if matches and matches[0].start == 0 else 0
 
     def word_frequency(self, word: str) -> int:

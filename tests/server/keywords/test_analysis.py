@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from index.attribute_types import AttributeType
 from server.keywords.analysis import analyse
-from server.keywords.keywords import Attribute, Intent
+from server.keywords.keywords import MAX_QUERY_LENGTH, Attribute, Intent
 from server.keywords.reading import read
 from server.keywords.vocabulary import Vocabulary
 
@@ -47,6 +50,22 @@ def test_odd_queries_are_analysed(vocabulary: Vocabulary, query: str) -> None:
     analysis = analyse(read(query, vocabulary), vocabulary)
     assert analysis.intents
     assert analysis.excluded == ()
+
+
+@given(text=st.text(max_size=80))
+def test_any_text_is_analysed(vocabulary: Vocabulary, text: str) -> None:
+    analysis = analyse(read(text, vocabulary), vocabulary)
+    assert analysis.intents
+    values = {attribute.value for attribute in analysis.attributes}
+    assert not values & set(analysis.excluded)
+
+
+@pytest.mark.parametrize("part", ["no ", "not red ", "abcdefgh", "不要", "x-free ", "no-", "of "])
+def test_long_queries_take_no_time(vocabulary: Vocabulary, part: str) -> None:
+    query = (part * MAX_QUERY_LENGTH)[:MAX_QUERY_LENGTH]
+    started = time.process_time()
+    analyse(read(query, vocabulary), vocabulary)
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
