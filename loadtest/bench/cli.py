@@ -32,6 +32,7 @@ BENCHES = {
     "changes": Bench("loadtest.bench.changes", "catalogue changes while searching"),
     "engine": Bench("loadtest.bench.engine", "whole searches of the same checkpoint"),
     "parity": Bench("loadtest.bench.parity", "vLLM's engine beside ours: answers, speed"),
+    "keywords": Bench("loadtest.bench.keywords", "keywords in searches, and their queue"),
     "overload": Bench("loadtest.bench.overload", "more requests than the machine can answer"),
 }
 WIDTH = 150

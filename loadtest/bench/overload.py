@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ def _run(
 
     with tempfile.TemporaryDirectory(prefix="onesearch-overload-") as folder:
         if snapshot is None or checkpoint is None:
-            snapshot, checkpoint = _demo_pair(Path(folder))
+            snapshot, checkpoint = demo_pair(Path(folder))
         with serving(snapshot, checkpoint, Path(folder)) as server:
             return _in_loop(work(server))
 
@@ -249,8 +249,11 @@ def _rounded(value: float) -> float:
 
 
 @contextmanager
-def serving(snapshot: Path, checkpoint: Path, folder: Path) -> Generator[Server, None, None]:
+def serving(
+    snapshot: Path, checkpoint: Path, folder: Path, settings: Mapping[str, str] | None = None
+) -> Generator[Server, None, None]:
     """`onesearch serve` as a child on a free port of 127.0.0.1; its log goes into `folder`.
+    `settings`: more of its environment.
 
     Raises OnesearchError when it does not start.
     """
@@ -262,7 +265,7 @@ def serving(snapshot: Path, checkpoint: Path, folder: Path) -> Generator[Server,
             [*_COMMAND, *arguments, "--host", "127.0.0.1", "--port", "0"],
             stdout=stream,
             stderr=stream,
-            env=os.environ | {"ONESEARCH_DRAIN_S": "0"},
+            env=os.environ | {"ONESEARCH_DRAIN_S": "0"} | dict(settings or {}),
         ) as child,
     ):
         try:
@@ -295,7 +298,7 @@ def _queries(snapshot: Path) -> list[str]:
     return [" ".join(title.split()[:4]) or "x" for title in titles.take(chosen).to_pylist()]
 
 
-def _demo_pair(folder: Path) -> tuple[Path, Path]:
+def demo_pair(folder: Path) -> tuple[Path, Path]:
     """A small simulated shop, built by the command that a user would run."""
     demo = folder / "demo"
     subprocess.run(

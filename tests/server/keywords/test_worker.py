@@ -6,10 +6,8 @@ import asyncio
 import io
 import json
 import os
-import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.bench.kills import COMMAND, Survival, environment_of, survive
 from server.keywords.generator import Failure, GenerationError, NullGenerator
 from server.keywords.jobs import Priority
 from server.keywords.keywords import KeywordRequest, Keywords
@@ -25,12 +24,11 @@ from server.keywords.metrics import WorkerMetrics
 from server.keywords.queue import KeywordQueue
 from server.keywords.worker import Tally, Worker, WorkerPlan
 from server.logs import make_logger
-from server.redis.connection import RedisConnection, RedisUnavailable
+from server.redis.connection import RedisConnection
 from server.redis.embedded import EmbeddedServer
 from server.redis.keys import Keys
 
 WithRedis = Callable[..., Any]
-COMMAND = (sys.executable, "-c", "from server.cli.main import run; run()")
 
 
 class Recorded(NullGenerator):
@@ -203,101 +201,17 @@ def test_a_restart_of_redis_in_the_middle_loses_nothing(
     with_redis(work)
 
 
-def environment_of(server: EmbeddedServer) -> dict[str, str]:
-    """The environment of worker processes that use a server."""
-    return os.environ | {
-        "ONESEARCH_REDIS_URL": server.url,
-        "ONESEARCH_KEYWORD_LEASE_S": "0.5",
-        "ONESEARCH_LOG_LEVEL": "error",
-    }
-
-
-def survive(server: EmbeddedServer, jobs: int, kills: int, folder: Path) -> dict[str, Any]:
-    """Two workers that are killed again and again, Redis once; what is left of the jobs."""
-    random_kill = random.Random(jobs)
-    arguments = ["worker", "--generator", "null", "--null-delay-s", "0.05", "--batch", "8"]
-
-    environment = environment_of(server)
-    with (folder / "log").open("wb") as log:
-
-        def started() -> subprocess.Popen[bytes]:
-            return subprocess.Popen([*COMMAND, *arguments], env=environment, stderr=log)
-
-        workers = [started() for _ in range(2)]
-        try:
-            return asyncio.run(_survive(server, jobs, kills, workers, started, random_kill))
-        finally:
-            for child in workers:
-                child.kill()
-                child.wait()
-
-
-async def _survive(
-    server: EmbeddedServer,
-    jobs: int,
-    kills: int,
-    workers: list[subprocess.Popen[bytes]],
-    started: Callable[[], subprocess.Popen[bytes]],
-    random_kill: random.Random,
-) -> dict[str, Any]:
-    redis = RedisConnection(server.url, 1.0)
-    queue = KeywordQueue(redis, Keys())
-    await redis.command("FLUSHALL")
-    await queue.enter(
-        [KeywordRequest(f"query {number}") for number in range(jobs)], Priority.WARM, None
-    )
-    until = time.monotonic() + 240
-    done = killed = 0
-    while time.monotonic() < until:
-        await asyncio.sleep(0.05)
-        try:
-            status = await queue.status()
-        except RedisUnavailable:
-            continue
-        done = jobs - status.jobs
-        if not status.jobs:
-            break
-        if killed < kills and done > jobs * (killed + 1) / (kills + 2):
-            killed += 1
-            if killed == (kills + 1) // 2:
-                pid = server.pid
-                assert pid is not None
-                os.kill(pid, signal.SIGKILL)
-            which = random_kill.randrange(len(workers))
-            workers[which].kill()
-            workers[which].wait()
-            workers[which] = started()
-    status = await queue.status()
-    values = 0
-    cursor: Any = b"0"
-    while True:
-        cursor, keys = await redis.command(
-            "SCAN", cursor, "MATCH", "onesearch:1:keywords:generic:*", "COUNT", 1000
-        )
-        values += len(keys)
-        if int(cursor) == 0:
-            break
-    await redis.close()
-    return {
-        "left": status.jobs,
-        "dead": status.dead,
-        "made": status.made,
-        "values": values,
-        "kills": killed,
-    }
-
-
 def test_killed_workers_and_a_killed_redis_lose_nothing(
     redis_server: EmbeddedServer, tmp_path: Path
 ):
-    found = survive(redis_server, jobs=400, kills=4, folder=tmp_path)
-    assert found == {"left": 0, "dead": 0, "made": 400, "values": 400, "kills": 4}
+    found = survive(redis_server, jobs=400, kills=4, log=tmp_path / "log")
+    assert found == Survival(left=0, dead=0, made=400, stored=400, kills=4)
 
 
 @pytest.mark.slow
 def test_five_thousand_jobs_under_fire(redis_server: EmbeddedServer, tmp_path: Path):
-    found = survive(redis_server, jobs=5000, kills=20, folder=tmp_path)
-    assert found == {"left": 0, "dead": 0, "made": 5000, "values": 5000, "kills": 20}
+    found = survive(redis_server, jobs=5000, kills=20, log=tmp_path / "log")
+    assert found == Survival(left=0, dead=0, made=5000, stored=5000, kills=20)
 
 
 def test_a_worker_process_drains_at_sigterm_and_says_what_it_did(redis_server: EmbeddedServer):
