@@ -47,7 +47,7 @@ REPLY_VERSION = 1
 _CLOSE_SPELLING = 0.75
 _MIN_MISSPELT = 4
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_TERM = re.compile(r"""[\w][\w \-.,/+&'"°%#×·()®™½¼¾]*""")
+_TERM = re.compile(r"""[\w$€£¥][\w \-.,/+&'"°%#×·()®™½¼¾$€£¥]*""")
 _ADDRESS = re.compile(r"www\.|\.(?:com|net|org|io|cn)\b|/{2}|[\w.]+@[\w.]+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 

@@ -407,19 +407,12 @@ def test_a_reply_that_drips_is_given_up(serve: Serve, ask: Run) -> None:
 
 
 def test_a_huge_reply_is_cut_off(serve: Serve, ask: Run) -> None:
-    sent = 0
-
     async def flood(body: dict[str, Any], send: Send) -> None:
-        nonlocal sent
         headers = [(b"content-type", JSON.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for _ in range(1600):
+        for _ in range(1600):  # 100 MiB
             await send({"type": "http.response.body", "body": b" " * 65536, "more_body": True})
-            sent += 65536
-            # A server notices that the client is gone when it comes up for air.
             await asyncio.sleep(0)
-            if sent > 64 * 2**20:
-                break
         await send({"type": "http.response.body", "body": b""})
 
     serve(flood)
@@ -427,7 +420,7 @@ def test_a_huge_reply_is_cut_off(serve: Serve, ask: Run) -> None:
     error = failed(ask(KeywordRequest(QUERY))[0])
     assert error.failure is Failure.INVALID_ANSWER
     assert "larger than 262144 bytes" in error.message
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_an_error_with_a_huge_body_keeps_its_status(serve: Serve, ask: Run) -> None:
