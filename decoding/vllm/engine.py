@@ -282,6 +282,9 @@ class VllmEngine:
         except asyncio.CancelledError:
             counters.cancelled += len(prompts)
             raise
+        except GenerationReplaced:
+            # Nothing failed: the search is asked again.
+            raise
         except OnesearchError:
             counters.failed += len(prompts)
             raise
