@@ -2,6 +2,8 @@
 
 A term is refused if it contains the words of a refused value, in order and side by side, in any of
 the spellings that `index.text.words` makes equal ("wools" contains "wool"), or if it means one.
+"Sugar-free" does not contain sugar.
+
 A refused thing that names a category takes the other things of that category with it: whoever wants
 no supplements does not want vitamin capsules either.
 """
@@ -21,6 +23,7 @@ from server.keywords.vocabulary import Vocabulary
 MIN_BELONGING = 0.8
 # … and a refused thing is the category's name if this share of the category's items have it.
 MIN_NAMING = 0.5
+_FREE = "free"
 
 
 class Refusal:
@@ -28,7 +31,7 @@ class Refusal:
 
     def __init__(self, excluded: Sequence[str], vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._phrases = [tuple(words(value)) for value in excluded]
+        self._phrases = [tuple(found) for value in excluded if (found := words(value))]
         self._values = frozenset(excluded)
         found = [vocabulary.numbers_of_value(value) for value in excluded]
         self.numbers = frozenset(number for numbers in found for number in numbers)
@@ -70,24 +73,32 @@ class Refusal:
         if self.numbers:
             position, concepts = self._vocabulary.items.gather(rows)
             allowed[position[np.isin(concepts, list(self.numbers))]] = False
-        lexical = self._vocabulary.lexical
         for phrase in self._phrases:
-            numbers = [lexical.vocabulary.get(word) for word in phrase]
-            if not numbers or any(number is None for number in numbers):
-                continue
-            having = np.ones(len(rows), np.bool_)
-            for number in numbers:
-                assert number is not None
-                run = lexical.rows[lexical.start[number] : lexical.start[number + 1]]
-                having &= np.isin(rows, run)
+            having = self._with_words(rows, phrase)
+            if self._vocabulary.neighbours(phrase[-1], _FREE):
+                having &= ~self._with_words(rows, (_FREE,))
             allowed &= ~having
         return allowed
 
+    def _with_words(self, rows: NDArray[np.int64], phrase: Sequence[str]) -> NDArray[np.bool_]:
+        """Which items have all words in their texts."""
+        lexical = self._vocabulary.lexical
+        having = np.ones(len(rows), np.bool_)
+        for word in phrase:
+            number = lexical.vocabulary.get(word)
+            if number is None:
+                return np.zeros(len(rows), np.bool_)
+            run = lexical.rows[lexical.start[number] : lexical.start[number + 1]]
+            having &= np.isin(rows, run)
+        return having
+
     def _contains(self, term: tuple[str, ...]) -> bool:
-        return any(
-            phrase and any(term[i : i + len(phrase)] == phrase for i in range(len(term)))
-            for phrase in self._phrases
-        )
+        for phrase in self._phrases:
+            for i in range(len(term) - len(phrase) + 1):
+                end = i + len(phrase)
+                if term[i:end] == phrase and term[end : end + 1] != (_FREE,):
+                    return True
+        return False
 
 
 def _paths_of(number: int, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

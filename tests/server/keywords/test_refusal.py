@@ -43,3 +43,18 @@ def test_nothing_refused(shop: Snapshot, vocabulary: Vocabulary) -> None:
     assert not refusal
     assert not refusal.has_term("wool")
     assert refusal.allowed(np.arange(len(shop.items))).all()
+
+
+def test_free_of_it_is_what_is_wanted(shop: Snapshot, vocabulary: Vocabulary) -> None:
+    refusal = Refusal(("sugar",), vocabulary)
+    assert refusal.has_term("sugar")
+    assert refusal.has_term("brown sugar")
+    assert not refusal.has_term("sugar-free")
+    free = shop.items.rows_with("category", "supplements").astype(np.int64)
+    assert refusal.allowed(free).all()
+
+
+def test_values_without_words(vocabulary: Vocabulary) -> None:
+    refusal = Refusal(("!!", ""), vocabulary)
+    assert not refusal.has_term("rug")
+    assert refusal.allowed(np.arange(5)).all()
