@@ -32,7 +32,7 @@ class Delta:
     Rows ascend and are distinct. Of A added items `…_added` are the numbers they come with; then
     `…_values` are written to `…_rows`, which may be added ones too, and rows `dead` go.
 
-    `touched`: rows that filters judge anew. `previous` (A,): see `AddedItems`. The values of filter
+    `touched`: rows that went or came. `previous` (A,): see `AddedItems`. The values of filter
     fields lie behind each other: `field_counts` of each field, items `field_rows` (added ones count
     from 0 at the base's end) and their value's number; `values` are the new ones of each field.
     `tokens` … `lengths`: see `AddedTexts`; `words` are the new tokens. `vectors`: (A · d,). `sids`:

@@ -53,32 +53,42 @@ class Allowed:
 
 
 class History:
-    """Rows that each batch of changes touched, for all views of a base. One writer.
+    """Rows that each batch of changes touched, for all views of a base: those that went or came,
+    and those of a new price or stock. One writer.
 
     Only the last MAX_HISTORY_ROWS are kept.
     """
 
     def __init__(self) -> None:
-        self._batches: list[NDArray[np.int64] | None] = []
+        self._batches: list[tuple[NDArray[np.int64], ...] | None] = []
         self._kept_rows = 0
         self._first_kept = 0
 
-    def append(self, rows: NDArray[np.int64]) -> None:
-        self._batches.append(rows)
-        self._kept_rows += len(rows)
+    def append(
+        self, touched: NDArray[np.int64], price: NDArray[np.int64], stock: NDArray[np.int64]
+    ) -> None:
+        # Copies: what the rows came in is larger than they are.
+        self._batches.append((touched.copy(), price.copy(), stock.copy()))
+        self._kept_rows += len(touched) + len(price) + len(stock)
         while self._kept_rows > MAX_HISTORY_ROWS:
             dropped = self._batches[self._first_kept]
-            self._kept_rows -= 0 if dropped is None else len(dropped)
+            self._kept_rows -= 0 if dropped is None else sum(map(len, dropped))
             self._batches[self._first_kept] = None
             self._first_kept += 1
 
-    def since(self, first: int, end: int) -> NDArray[np.int64] | None:
-        """Rows of batches first, …, end - 1, maybe repeated; None when no longer known."""
-        parts = self._batches[first:end]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+    def since(self, first: int, end: int, filters: ItemFilter) -> NDArray[np.int64] | None:
+        """Rows of batches first, …, end - 1 that a filter may judge otherwise than before, maybe
+        repeated; None when no longer known."""
+        batches = self._batches[first:end]
+        known = [batch for batch in batches if batch is not None]
+        if len(known) < len(batches):
             return None
-        return np.concatenate(known) if known else np.empty(0, dtype=np.int64)
+        parts = [batch[0] for batch in known]
+        if filters.price_min is not None or filters.price_max is not None:
+            parts += [batch[1] for batch in known]
+        if filters.in_stock:
+            parts += [batch[2] for batch in known]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,7 +236,7 @@ def _mended(
     behind all of its own; None where too much changed."""
     sheet = _unread(slot, view)
     since = slot.entries[0].sheet if sheet is None else sheet
-    rows = view.history.since(since.batch, view.batch)
+    rows = view.history.since(since.batch, view.batch, filters)
     if rows is None or len(rows) > MAX_PATCHED_SHARE * len(view.items):
         return None
     if sheet is None:

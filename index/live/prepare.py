@@ -62,7 +62,7 @@ def prepared(view: CatalogueView, plan: Plan, record: Record) -> Delta:
         score_values=items.scale.scores(popularity.values),
         score_added=items.scale.scores(new_popularity),
         dead=dead,
-        touched=np.unique(np.concatenate([dead, added_rows, price.rows, stock.rows])),
+        touched=np.concatenate([dead[dead < n_rows], added_rows]),
         previous=_previous(items, plan.added),
         field_counts=fields.counts,
         field_rows=fields.rows,

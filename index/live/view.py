@@ -223,8 +223,7 @@ class CatalogueView:
         empty = self.empty_leaves
         if len(delta.emptied) or len(delta.filled):
             empty = exchanged(empty, delta.filled, delta.emptied_places, delta.emptied)
-        # A copy: what a delta came in is larger than the rows that it touches.
-        self.history.append(delta.touched.copy())
+        self.history.append(delta.touched, delta.price_rows, delta.stock_rows)
         return CatalogueView(
             self.base,
             delta.sequence,
