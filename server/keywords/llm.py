@@ -47,17 +47,15 @@ from server.keywords.reply import (
     Understanding,
     analysis_of,
     parse,
-    schema,
     terms_of,
 )
+from server.keywords.response_format import RUNGS, format_of, rung_of
 from server.keywords.vocabulary import Vocabulary
 
 NAME = "llm"
 ANSWERED = "answered"
 VALID = "valid"
 REPAIRED = "repaired"
-# Response formats, strictest first. The second is for services that know no limits on texts.
-RUNGS = ("schema", "schema-without-lengths", "object", "text")
 # For all calls of one request, and its waiting for others to end.
 PATIENCE_S = 300.0
 # More of a wrong reply is not shown to the model again.
@@ -145,7 +143,7 @@ class LlmGenerator:
         self._chat = ChatClient(settings)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._blocked_until = 0.0
-        self._rung = _rung_of(response_format)
+        self._rung = rung_of(response_format)
         self._calls: Counter[str] = Counter()
         self._call_s = 0.0
         self._replies: Counter[str] = Counter()
@@ -313,7 +311,7 @@ class LlmGenerator:
             era = self._breaker.begin()
             started = time.monotonic()
             try:
-                completion = await self._chat.complete(messages, _response_format(kind, rung))
+                completion = await self._chat.complete(messages, format_of(kind, rung))
             except ChatError as error:
                 self._failed(error, era, reservation)
                 self._note(Call(step, error.failure, time.monotonic() - started, repair=repair))
@@ -383,22 +381,6 @@ class LlmGenerator:
         problem = self._budget.too_large(least + self._settings.max_tokens)
         if problem is not None:
             raise ConfigError(f"the language model's budget is too small: {problem}")
-
-
-def _rung_of(response_format: str) -> int:
-    if response_format not in RUNGS:
-        raise ConfigError(f"response_format is {response_format!r}, it must be one of {RUNGS}")
-    return RUNGS.index(response_format)
-
-
-def _response_format(kind: type[StrictReply], rung: int) -> dict[str, Any] | None:
-    if RUNGS[rung] == "text":
-        return None
-    if RUNGS[rung] == "object":
-        return {"type": "json_object"}
-    form = schema(kind, lengths=RUNGS[rung] == "schema")
-    name = kind.__name__.lower()
-    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": form}}
 
 
 def _latest(texts: Sequence[str]) -> list[str]:

@@ -33,7 +33,8 @@ from server.keywords.keywords import (
     keywords_from_json,
     keywords_to_json,
 )
-from server.keywords.llm import RUNGS, Call, LlmGenerator
+from server.keywords.llm import Call, LlmGenerator
+from server.keywords.response_format import RUNGS
 
 KEY = "sk-this-is-the-key"
 JSON = "application/json"
