@@ -37,6 +37,10 @@ def report(
         str | None,
         typer.Option(help="Planned shares, such as champion=0.9,challenger=0.1; else as logged."),
     ] = None,
+    bootstrap: Annotated[
+        int,
+        typer.Option(min=0, help="Resamples of a bootstrap over units, beside the intervals."),
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.json, report.md and plots.")
     ] = None,
@@ -56,7 +60,9 @@ def report(
     outcomes, notes = join(
         read_exposures(exposures, rejected), read_events(events, rejected), experiment
     )
-    found = build_report(outcomes, notes, control=control, shares=planned, facts=facts)
+    found = build_report(
+        outcomes, notes, control=control, shares=planned, facts=facts, resamples=bootstrap
+    )
     if rejected.reasons:
         count = sum(rejected.reasons.values())
         found["notes"].append(f"{count:,} rows were left out; the first: {rejected.first}")

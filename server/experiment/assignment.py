@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate
 
@@ -36,6 +36,8 @@ class Experiment:
 
     name: str
     arms: tuple[Arm, ...]
+    _bounds: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Of each arm, the first hash that is not its own any more."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.arms:
@@ -46,6 +48,8 @@ class Experiment:
             raise ConfigError(
                 f"experiment {self.name!r}: shares must not be negative and sum to at most 1"
             )
+        sums = accumulate(arm.share for arm in self.arms)
+        object.__setattr__(self, "_bounds", tuple(_bound(share) for share in sums))
 
     @classmethod
     def of(cls, name: str, shares: Mapping[str, str | Fraction]) -> Experiment:
@@ -59,8 +63,7 @@ class Experiment:
 
     def arm_of(self, unit: str) -> Arm | None:
         """The arm of a unit; None for one that takes no part."""
-        bounds = [self._bound(share) for share in accumulate(arm.share for arm in self.arms)]
-        place = bisect_right(bounds, self._hash(unit))
+        place = bisect_right(self._bounds, self._hash(unit))
         return self.arms[place] if place < len(self.arms) else None
 
     def _hash(self, unit: str) -> int:
@@ -68,11 +71,12 @@ class Experiment:
         digest = hashlib.blake2b(salted, digest_size=HASH_BITS // 8).digest()
         return int.from_bytes(digest, "big")
 
-    def _bound(self, share: Fraction) -> int:
-        """The smallest hash that is not below the share."""
-        return -((-share.numerator << HASH_BITS) // share.denominator)
-
 
 def unit_of(user_id: str | None, request_id: str) -> str:
     """What is assigned: `user:ID`, or `request:ID` for a request of nobody known."""
     return f"{USER}:{user_id}" if user_id else f"{REQUEST}:{request_id}"
+
+
+def _bound(share: Fraction) -> int:
+    """The smallest hash that is not below the share."""
+    return -((-share.numerator << HASH_BITS) // share.denominator)

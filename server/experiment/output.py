@@ -86,12 +86,22 @@ def _arm_table(report: Report) -> list[str]:
 
 def _lift_table(report: Report) -> list[str]:
     lines = _head(
-        "arm", "metric", "lift", "95 % interval", "p", "p corrected", "", "detectable at 80 % power"
+        "arm",
+        "metric",
+        "lift",
+        "95 % interval",
+        "p",
+        "p corrected",
+        "",
+        "detectable",
+        "units for 5 %",
     )
     for row in report["comparisons"]:
         found = "–" if row["detectable"] is None else f"±{row['detectable']:.2%}"
-        lines.append(_line(row["arm"], LABELS[row["metric"]], *_lift_cells(row), found))
-    return lines
+        units = row["units_for_5_percent"]
+        needed = "–" if units is None else f"{units:,}"
+        lines.append(_line(row["arm"], LABELS[row["metric"]], *_lift_cells(row), found, needed))
+    return [*lines, "", "Detectable, and the units that it would take to find 5 %: at 80 % power."]
 
 
 def _segment_table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,13 +7,15 @@ A JSON object:
      "arms": {ARM: {"units", "pages", "shown_items", "clicks", "orders", "buyers",
                     "metrics": {METRIC: {"value", "ci95": [low, high]}}}},
      "comparisons": [{"arm", "metric", "lift", "ci95", "p_value", "significant", "p_corrected",
-                      "detectable", "power_at_5_percent"}],
+                      "detectable", "units_for_5_percent", "bootstrap_ci95"}],
      "segments": [{"segment", "value", "arm", "metric", "units", "lift", "ci95", "p_value",
                    "p_corrected", "significant"}],
      "notes": [text]}
 
 Lifts, and what is detectable, are relative: 0.05 is +5 %. `p_corrected` is corrected (Holm) for the
-number of rows of its table; `significant` in segments is by it. `trustworthy` is false when the
+number of rows of its table; `significant` in segments is by it. `detectable` is what an experiment
+of this size finds with 80 % power, `units_for_5_percent` how many units it would take to find 5 %;
+`bootstrap_ci95` is there where resamples were asked for. `trustworthy` is false when the
 sample-ratio check fails or units were seen in two arms: then the figures mean nothing.
 """
 
@@ -32,11 +34,12 @@ from server.experiment.segments import ItemFact, Segment, segments_of
 from server.experiment.statistics import (
     CONFIDENCE,
     Lift,
+    bootstrap_interval,
     detectable,
     holm,
     lift,
-    power_of,
     ratio,
+    units_for,
 )
 
 Report = dict[str, Any]
@@ -45,6 +48,7 @@ CROSSED_SHARE = 0.001
 """More units than this in two arms: assignment is not stable."""
 FEW_UNITS = 200
 SHOWN_LIFT = 0.05
+BOOTSTRAP_SEED = 7
 _ALPHA = 1 - CONFIDENCE
 
 
@@ -55,14 +59,19 @@ def build_report(
     control: str | None = None,
     shares: Mapping[str, float] | None = None,
     facts: Mapping[str, ItemFact] | None = None,
+    resamples: int = 0,
 ) -> Report:
-    """Everything above. `control`: "champion" where there is one, else the first arm by name.
-    `shares`: of the arms; as the records say, else equal. Raises ConfigError for unknown arms."""
+    """Everything above.
+
+    `control`: "champion" where there is one, else the first arm by name. `shares`: of the arms; as
+    the records say, else equal. `resamples`: of the bootstrap beside the intervals; 0 leaves it
+    out. Raises ConfigError for unknown arms.
+    """
     control = _control(outcomes, control)
     told: list[str] = []
     check = check_sample_ratio(notes.assigned, _shares(outcomes, notes, shares, told))
     arms = [arm for arm in outcomes.arms if arm != control]
-    comparisons = _compare(outcomes, control, arms)
+    comparisons = _compare(outcomes, control, arms, resamples)
     segments = _compare_segments(outcomes, control, arms, facts)
     crossed = notes.crossed / max(sum(notes.assigned.values()), 1)
     trustworthy = check.ok and crossed <= CROSSED_SHARE
@@ -138,25 +147,30 @@ def _arm_facts(outcomes: Outcomes, arm: str) -> dict[str, Any]:
     }
 
 
-def _compare(outcomes: Outcomes, control: str, arms: list[str]) -> list[dict[str, Any]]:
+def _compare(
+    outcomes: Outcomes, control: str, arms: list[str], resamples: int
+) -> list[dict[str, Any]]:
     sums = sums_of(outcomes)
+    reference = members_of(outcomes, control)
     rows: list[dict[str, Any]] = []
     for arm in arms:
+        members = members_of(outcomes, arm)
         for name in METRICS:
-            found = lift_of(sums[name], members_of(outcomes, control), members_of(outcomes, arm))
-            powered = found is not None and found.se > 0
-            rows.append(
-                {
-                    "arm": arm,
-                    "metric": name,
-                    **_lift_facts(found),
-                    "significant": found is not None and found.significant,
-                    "detectable": detectable(found.se) if found and powered else None,
-                    "power_at_5_percent": (
-                        power_of(SHOWN_LIFT, found.se) if found and powered else None
-                    ),
-                }
-            )
+            found = lift_of(sums[name], reference, members)
+            row = {"arm": arm, "metric": name, **_lift_facts(found)}
+            row["significant"] = found is not None and found.significant
+            if found is not None and found.se > 0:
+                units = int(np.count_nonzero(reference | members))
+                row["detectable"] = detectable(found.se)
+                row["units_for_5_percent"] = units_for(SHOWN_LIFT, found.se, units)
+            else:
+                row["detectable"] = row["units_for_5_percent"] = None
+            if resamples and found is not None:
+                both = [in_arm(sums[name], one) for one in (reference, members)]
+                random = np.random.default_rng(BOOTSTRAP_SEED)
+                interval = bootstrap_interval(both[0], both[1], random, resamples=resamples)
+                row["bootstrap_ci95"] = list(interval)
+            rows.append(row)
     return _corrected(rows)
 
 

@@ -32,7 +32,8 @@ def report(simulated: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 def test_a_report_of_simulated_users(
     report: Callable[..., dict[str, Any]], simulated: Path, tmp_path: Path
 ) -> None:
-    found = report("--items", str(simulated / "items.jsonl"), "--out", str(tmp_path))
+    items = str(simulated / "items.jsonl")
+    found = report("--items", items, "--out", str(tmp_path), "--bootstrap", "200")
     assert found["simulated"]
     assert found["trustworthy"]
     assert found["control"] == "champion"
@@ -40,6 +41,9 @@ def test_a_report_of_simulated_users(
     [ctr] = [row for row in found["comparisons"] if row["metric"] == "item_ctr"]
     assert ctr["significant"]
     assert ctr["ci95"][0] < 0.4 < ctr["ci95"][1]
+    assert ctr["bootstrap_ci95"] == pytest.approx(ctr["ci95"], abs=0.05)
+    assert 0 < ctr["detectable"] < 0.4
+    assert ctr["units_for_5_percent"] > 1_500
     assert {row["metric"] for row in found["comparisons"]} == {
         "item_ctr",
         "page_ctr",
