@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import cast
 
@@ -134,6 +135,8 @@ async def start_engine(settings: Settings, generation: Generation) -> tuple[Engi
 
 
 async def _start_vllm(settings: Settings, generation: Generation) -> tuple[Engine, Generation]:
+    # Its lines are none of our log's; what it warns of is let through. Read when it is imported.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     # Needs vLLM, which has an environment of its own.
     from decoding.vllm.engine import VllmEngine
     from decoding.vllm.settings import VllmSettings
