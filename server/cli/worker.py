@@ -25,6 +25,7 @@ from server import settings as settings_of
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from server.keywords.generator import KeywordGenerator
     from server.keywords.metrics import WorkerMetrics
 
 EXIT_AT_ONCE = 130
@@ -118,6 +119,7 @@ async def _work(
             settings, chosen_snapshot(settings), store, null_delay_s
         ) as generator:
             metrics = WorkerMetrics(generator.name)
+            _observe_llm(generator, metrics)
             plan = WorkerPlan(
                 concurrency=settings.keyword_concurrency,
                 batch=settings.keyword_batch,
@@ -141,6 +143,15 @@ async def _work(
                     raise error from None
             log.info("ended", **asdict(tally))
     return asdict(tally) | {"generator": generator.name, "version": generator.version}
+
+
+def _observe_llm(generator: KeywordGenerator, metrics: WorkerMetrics) -> None:
+    """Show what a language model's generator counts; others count nothing of their own."""
+    from server.keywords.llm import LlmGenerator
+    from server.keywords.llm_metrics import LlmCollector
+
+    if isinstance(generator, LlmGenerator):
+        metrics.registry.register(LlmCollector(generator.stats))
 
 
 def end_with_signals(stop: asyncio.Event) -> None:

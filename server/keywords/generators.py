@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from index import artifact
 from index.errors import ConfigError
 from server.keywords.generator import KeywordGenerator, NullGenerator
 from server.keywords.keywords import KeywordRequest, Keywords
 from server.keywords.store import KeywordStore
 from server.redis.connection import RedisUnavailable
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.keywords.vocabulary import Vocabulary
 
 
 @asynccontextmanager
@@ -22,7 +25,8 @@ async def open_generator(
 ) -> AsyncGenerator[KeywordGenerator, None]:
     """The generator of `keyword_generator`; closed at the end.
 
-    The statistical one needs a snapshot. `store`: where the LLM finds generic keywords made before.
+    The statistical one needs a snapshot; the LLM's terms are those that its catalogue knows, where
+    one is given. `store`: where the LLM finds generic keywords made before.
     Raises ConfigError for settings that are missing or wrong, ArtifactError for the snapshot.
     """
     kind = settings.keyword_generator
@@ -53,6 +57,13 @@ def _statistical(path: Path, settings: Settings) -> KeywordGenerator:
         clicks = clicks_of(dataset, snapshot.items)
         associations = Associations.build(clicks, vocabulary, version=dataset.version)
     return StatisticalGenerator(snapshot, associations, vocabulary=vocabulary)
+
+
+def _vocabulary(path: Path, settings: Settings) -> Vocabulary:
+    from index.snapshot import Snapshot
+    from server.keywords.vocabulary import Vocabulary
+
+    return Vocabulary.build(Snapshot.open(path, verify=settings.verify))
 
 
 @asynccontextmanager
@@ -93,8 +104,10 @@ async def _llm(
             return None
         return None if stored is None else stored.keywords
 
-    version = "" if snapshot is None else artifact.read(snapshot, "snapshot", verify=False).version
-    generator = LlmGenerator(chat, budget, catalogue_version=version, generic=generic)
+    vocabulary = None
+    if snapshot is not None:
+        vocabulary = await asyncio.to_thread(_vocabulary, snapshot, settings)
+    generator = LlmGenerator(chat, budget, generic=generic, vocabulary=vocabulary)
     try:
         yield generator
     finally:
