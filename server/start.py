@@ -114,6 +114,8 @@ def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Gen
     )
     try:
         if settings.engine == "vllm":
+            # Its lines are none of our log's; what it warns of is let through. Read at its import.
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
             from decoding.vllm.engine import VllmGeneration
 
             return generation.named(
@@ -135,8 +137,6 @@ async def start_engine(settings: Settings, generation: Generation) -> tuple[Engi
 
 
 async def _start_vllm(settings: Settings, generation: Generation) -> tuple[Engine, Generation]:
-    # Its lines are none of our log's; what it warns of is let through. Read when it is imported.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     # Needs vLLM, which has an environment of its own.
     from decoding.vllm.engine import VllmEngine
     from decoding.vllm.settings import VllmSettings
