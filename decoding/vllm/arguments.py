@@ -4,8 +4,9 @@
     sid_constrained  true or false. Without it a request is constrained if it has any other key of
                      these, or if the processor was set up to constrain all ("constrain": "always").
     sid_prefix       codes before the first generated token, one integer per level; none if missing.
-    sid_allowed      codes allowed at the first generated level, integers or little-endian uint16
-                     bytes; they take the place of the trie at that level.
+    sid_allowed      codes allowed at the first generated level, as integers, or as bytes with one
+                     bit per code of the level, the lowest first; they take the place of the trie
+                     at that level.
     sid_filter       SIDs or beginnings of SIDs as text, such as "<a_3><b_1>": only SIDs that begin
                      with one of them are generated.
     sid_prior        numbers added to the logits of SID tokens, integers or floats, or little-endian
@@ -25,7 +26,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from index.sid import SidLayout
+from index.sid import MAX_LEVEL_SIZE, SidLayout
 from index.trie import Trie
 
 CONSTRAINED = "sid_constrained"
@@ -42,11 +43,11 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SidArguments:
-    """A constrained request. `prefix`: codes; `allowed`: uint16 (n,) or None for the trie;
-    `filter`: beginnings of SIDs or None; `prior`: float32, from the level of `prefix` on."""
+    """A constrained request. `prefix`: codes; `allowed`: uint8, a bit per code, or None for the
+    trie; `filter`: beginnings of SIDs or None; `prior`: float32, from the level of `prefix` on."""
 
     prefix: tuple[int, ...] = ()
-    allowed: NDArray[np.uint16] | None = None
+    allowed: NDArray[np.uint8] | None = None
     filter: tuple[tuple[int, ...], ...] | None = None
     prior: NDArray[np.float32] | None = None
 
@@ -75,6 +76,15 @@ def parse(
     if allowed is not None and chosen is not None:
         raise ValueError(f"{ALLOWED} and {FILTER} exclude each other; give one")
     return SidArguments(prefix, allowed, chosen, _prior(arguments.get(PRIOR), len(prefix), layout))
+
+
+def allowed_bits(
+    rows: NDArray[np.integer[Any]], codes: NDArray[np.integer[Any]], count: int, size: int
+) -> NDArray[np.uint8]:
+    """Codes of rows as `sid_allowed` has them in bytes: uint8 (count, ⌈size / 8⌉)."""
+    table = np.zeros((count, size), dtype=np.bool_)
+    table[rows, codes] = True
+    return np.packbits(table, axis=1, bitorder="little")
 
 
 def check_legal(arguments: SidArguments, trie: Trie) -> None:
@@ -141,30 +151,34 @@ def _check_prefix(key: str, codes: tuple[int, ...], layout: SidLayout | None) ->
             )
 
 
-def _allowed(value: Any, level: int, layout: SidLayout | None) -> NDArray[np.uint16] | None:
+def _allowed(value: Any, level: int, layout: SidLayout | None) -> NDArray[np.uint8] | None:
     if value is None:
         return None
+    if layout is not None and level >= layout.levels:
+        raise ValueError(f"{ALLOWED} says what follows a whole SID; shorten {PREFIX}")
+    size = MAX_LEVEL_SIZE if layout is None else layout.level_sizes[level]
     if isinstance(value, bytes):
-        if len(value) % 2:
-            raise ValueError(f"{ALLOWED} has {len(value)} bytes, it must be uint16 codes")
-        codes = np.frombuffer(value, dtype="<u2")
-    else:
-        listed = _integers(ALLOWED, value)
-        if any(not 0 <= code <= np.iinfo(np.uint16).max for code in listed):
-            raise ValueError(f"{ALLOWED} has codes outside 0 to 65535")
-        codes = np.array(listed, dtype=np.uint16)
-    if not len(codes):
-        raise ValueError(f"{ALLOWED} is empty: nothing would be left to generate")
-    if layout is not None:
-        if level >= layout.levels:
-            raise ValueError(f"{ALLOWED} says what follows a whole SID; shorten {PREFIX}")
-        size = layout.level_sizes[level]
-        if int(codes.max()) >= size:
+        if layout is not None and len(value) != -(-size // 8):
             raise ValueError(
-                f"{ALLOWED} has code {codes.max()} at level {level}, which has codes 0 to "
-                f"{size - 1}"
+                f"{ALLOWED} has {len(value)} bytes, level {level} with {size} codes needs "
+                f"{-(-size // 8)}"
             )
-    return codes
+        bits = np.frombuffer(value, dtype=np.uint8)
+        if size % 8 and layout is not None and bits[-1] >> size % 8:
+            raise ValueError(f"{ALLOWED} has bits beyond the {size} codes of level {level}")
+    else:
+        codes = _integers(ALLOWED, value)
+        if codes and not 0 <= min(codes) <= max(codes) < size:
+            wrong = max(codes) if min(codes) >= 0 else min(codes)
+            raise ValueError(
+                f"{ALLOWED} has code {wrong} at level {level}, which has codes 0 to {size - 1}"
+            )
+        bits = allowed_bits(
+            np.zeros(len(codes), dtype=np.int64), np.array(codes, dtype=np.int64), 1, size
+        )[0]
+    if not bits.any():
+        raise ValueError(f"{ALLOWED} is empty: nothing would be left to generate")
+    return bits
 
 
 def _filter(value: Any, layout: SidLayout | None) -> tuple[tuple[int, ...], ...] | None:

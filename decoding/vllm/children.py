@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,10 +14,10 @@ from index.trie import Nodes
 
 def allowed_codes(
     trie: AnyTrie, level: int, nodes: Nodes, bits: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.uint16], Nodes]:
-    """Codes of all allowed children of `nodes`, row after row, and how many each row has, int64
-    (rows,). `nodes` int64 (rows,): of `level - 1`; for level 0 one row, any number. `bits`: the
-    filter's bool per node of `level`."""
+) -> tuple[Nodes, NDArray[np.integer[Any]]]:
+    """Rows and codes of all allowed children of `nodes`, both (children,), in no order of rows.
+    `nodes` int64 (rows,): of `level - 1`; for level 0 one row, any number. `bits`: the filter's
+    bool per node of `level`."""
     base = base_of(trie)
     if level:
         first, end = trie.children(level - 1, nodes)
@@ -26,14 +28,11 @@ def allowed_codes(
         above = nodes if level else np.zeros(1, dtype=np.int64)
         more_rows, more = _ragged(*trie.added_children(level - 1, above))
         row, child = np.concatenate([row, more_rows]), np.concatenate([child, more])
-        order = np.argsort(row, kind="stable")
-        row, child = row[order], child[order]
     if bits is not None:
         kept = bits[child]
         row, child = row[kept], child[kept]
     live = isinstance(trie, LiveTrie)
-    codes = trie.codes_at(level, child) if live else trie.codes[level][child]
-    return codes.astype("<u2"), np.bincount(row, minlength=len(first))
+    return row, trie.codes_at(level, child) if live else trie.codes[level][child]
 
 
 def _ragged(first: Nodes, end: Nodes) -> tuple[Nodes, Nodes]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from decoding.beam import Beam, Step, grow_all
 from decoding.engine import Hypotheses, Prompt
-from decoding.vllm.arguments import ALLOWED, PREFIX, PRIOR
+from decoding.vllm.arguments import ALLOWED, PREFIX, PRIOR, allowed_bits
 from decoding.vllm.children import allowed_codes
 from decoding.vllm.rounds import Answer, Rounds, Row
 from decoding.vllm.rows import Vocabulary
@@ -86,24 +86,24 @@ class BeamDriver:
     ) -> _Level:
         """What is to be asked of each row of the beam."""
         bits = None if beam.filter is None else beam.filter.bits[level]
-        codes, counts = allowed_codes(beam.trie, level, beam.nodes, bits)
+        size, count = beam.trie.layout.level_sizes[level], len(beam)
+        row, code = allowed_codes(beam.trie, level, beam.nodes, bits)
+        counts = np.bincount(row, minlength=count)
+        raw = allowed_bits(row, code, count, size)
         prior = None
         if prompt.level_prior is not None:
             prior = prompt.level_prior[level].astype("<f4").tobytes()
-        raw, end = codes.tobytes(), 0
         offsets = np.array(self._vocabulary.sid_offset[:level], dtype=np.int64)
         rows: list[Row] = []
-        for prefix, tokens, count in zip(
-            prefixes.tolist(), (prefixes + offsets).tolist(), counts.tolist(), strict=True
+        for prefix, tokens, allowed, children in zip(
+            prefixes.tolist(), (prefixes + offsets).tolist(), raw, counts.tolist(), strict=True
         ):
-            arguments: dict[str, Any] = {PREFIX: prefix, ALLOWED: raw[end : end + 2 * count]}
+            arguments: dict[str, Any] = {PREFIX: prefix, ALLOWED: allowed.tobytes()}
             if prior is not None:
                 arguments[PRIOR] = prior
-            end += 2 * count
             # One row alone fills the beam: at the root all is wanted, ties are likely.
-            wanted = count if level == 0 else min(count, beam.width)
+            wanted = children if level == 0 else min(children, beam.width)
             rows.append(Row(token_ids + tokens, arguments, wanted))
-        size = beam.trie.layout.level_sizes[level]
         table = np.full((len(rows), size), -np.inf, dtype=np.float32)
         return _Level(rows, counts, table, np.full(len(rows), -np.inf, dtype=np.float32))
 

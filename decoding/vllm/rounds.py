@@ -24,6 +24,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from decoding.vllm.round_names import request_names
 from index.errors import OnesearchError
 
 
@@ -135,7 +136,7 @@ class Rounds:
         """One answer per row. Whoever is cancelled here leaves no request behind."""
         entry = _Round(len(rows))
         waiting = self._outputs.waiting
-        names = [f"sid-{number}" for number, _ in zip(self._numbers, rows, strict=False)]
+        names = request_names(next(self._numbers), len(rows))
         try:
             for position, (name, row) in enumerate(zip(names, rows, strict=True)):
                 waiting[name] = (entry, position)

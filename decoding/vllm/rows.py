@@ -63,6 +63,7 @@ class RowTables:
         self._allowed = torch.zeros(
             (capacity, max(layout.level_sizes)), dtype=torch.bool, device=device
         )
+        self._bit = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=device)
         self._priors: Tensor | None = None
         self._filters: Tensor | None = None
 
@@ -182,23 +183,18 @@ class RowTables:
         return allowed[:, :size] | every[:, None]
 
     def _set_allowed(self, slots: Slots, requests: Sequence[SidArguments | None]) -> None:
-        lists = [
-            (slot, request.allowed)
-            for slot, request in zip(slots.tolist(), requests, strict=True)
-            if request is not None and request.allowed is not None
-        ]
-        if not lists:
-            return
-        at = np.array([slot for slot, _ in lists])
-        counts = [len(codes) for _, codes in lists]
-        row = np.repeat(np.arange(len(lists)), counts)
-        code = np.concatenate([codes for _, codes in lists]).astype(np.int64)
-        # The size of a level is checked where the request comes in; nothing may be written beyond.
-        size = self._allowed.shape[1]
-        places = self._moved(row * size + np.minimum(code, size - 1))
-        table = torch.zeros((len(lists), size), dtype=torch.bool, device=self._device)
-        table.view(-1).index_fill_(0, places, True)
-        self._allowed[self._moved(at)] = table
+        width = -(-self._allowed.shape[1] // 8)
+        packed = np.zeros((len(slots), width), dtype=np.uint8)
+        some = False
+        for row, request in enumerate(requests):
+            if request is not None and request.allowed is not None:
+                packed[row, : len(request.allowed)] = request.allowed
+                some = True
+        if some:
+            bits = (self._moved(packed)[:, :, None] & self._bit) != 0
+            self._allowed[self._moved(slots)] = bits.view(len(slots), -1)[
+                :, : self._allowed.shape[1]
+            ]
 
     def _set_priors(self, slots: Slots, requests: Sequence[SidArguments | None]) -> None:
         if self._priors is None:

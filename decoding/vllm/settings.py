@@ -22,6 +22,7 @@ DEFAULT_QUEUE_ROWS = 65_536
 START_TIMEOUT_S = 600.0
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """By its full name: vLLM replaces "uni" on a CPU by a process more, which starts later."""
+ROUND_SCHEDULER = "decoding.vllm.scheduler.RoundScheduler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class VllmSettings:
         }
         if self.device == "cpu":
             arguments["distributed_executor_backend"] = IN_PROCESS
+            # On a GPU vLLM schedules ahead, by another class; and its steps are short.
+            arguments["scheduler_cls"] = ROUND_SCHEDULER
             arguments["kv_cache_memory_bytes"] = int(self.kv_cache_gb * (1 << 30))
         else:
             arguments["gpu_memory_utilization"] = self.gpu_memory_share

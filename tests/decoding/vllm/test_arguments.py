@@ -22,9 +22,9 @@ def test_a_constraint_is_asked_for(asked):
 
 def test_numbers_come_as_lists_or_as_bytes():
     prior = np.random.default_rng(0).normal(size=16).astype("<f4")
-    codes = np.array([3, 7], dtype="<u2")
-    listed = parse({"sid_prior": prior.tolist(), "sid_allowed": [3, 7]}, LAYOUT)
-    packed = parse({"sid_prior": prior.tobytes(), "sid_allowed": codes.tobytes()}, LAYOUT)
+    codes = bytes([0b10001000, 0b1])
+    listed = parse({"sid_prior": prior.tolist(), "sid_allowed": [3, 7, 8]}, LAYOUT)
+    packed = parse({"sid_prior": prior.tobytes(), "sid_allowed": codes}, LAYOUT)
     assert listed is not None and packed is not None
     np.testing.assert_array_equal(listed.prior, packed.prior)
     np.testing.assert_array_equal(listed.allowed, packed.allowed)
@@ -44,8 +44,9 @@ def test_numbers_come_as_lists_or_as_bytes():
         ({"sid_prefix": [1, 1, 1, 1]}, "4 codes, a SID has 3"),
         ({"sid_allowed": [16]}, "code 16 at level 0"),
         ({"sid_allowed": []}, "is empty"),
-        ({"sid_allowed": b"abc"}, "3 bytes"),
-        ({"sid_allowed": [-3]}, "outside 0 to 65535"),
+        ({"sid_allowed": b"abc"}, "3 bytes, level 0 with 16 codes needs 2"),
+        ({"sid_allowed": bytes(2)}, "is empty"),
+        ({"sid_allowed": [-3, 4]}, "code -3 at level 0"),
         ({"sid_allowed": [1], "sid_prefix": [1, 1, 1]}, "what follows a whole SID"),
         ({"sid_allowed": [1], "sid_filter": ["<a_1>"]}, "exclude each other"),
         ({"sid_filter": "<a_1>"}, "must be a list of SIDs"),

@@ -25,11 +25,12 @@ async def generated(engine: VllmEngine, prompts, arguments, **params) -> list[li
     """Output tokens of requests that run at the same time."""
 
     async def one(prompt, extra_args) -> list[int]:
+        number = next(NUMBERS)
         settings = SamplingParams(
-            max_tokens=LEVELS + 2, detokenize=False, extra_args=extra_args, **params
+            max_tokens=LEVELS + 2, detokenize=False, extra_args=extra_args, seed=number, **params
         )
-        name = f"plain-{next(NUMBERS)}"
-        async for output in engine.llm.generate({"prompt_token_ids": prompt}, settings, name):
+        given = {"prompt_token_ids": prompt}
+        async for output in engine.llm.generate(given, settings, f"plain-{number}"):
             last = output
         return list(last.outputs[0].token_ids)
 
@@ -69,7 +70,7 @@ async def test_greedy_output_is_legal_and_follows_the_scores(vllm_engine, tiny_m
 async def test_sampled_output_is_legal(vllm_engine, sids, params):
     prompts = drawn(32)
     arguments = [{"sid_prefix": []}] * 32
-    found = await generated(vllm_engine, prompts, arguments, seed=3, **{"temperature": 1, **params})
+    found = await generated(vllm_engine, prompts, arguments, **{"temperature": 1, **params})
     assert {sid_of(tokens) for tokens in found} <= sids
     assert len({tuple(tokens) for tokens in found}) > 8
 
