@@ -61,7 +61,7 @@ class LiveSettings:
     merge_retry_s: float = 300.0
     """After a merge that failed none starts by itself for this long."""
     merge_automatically: bool = True
-    publish_interval_s: float = 0.006
+    publish_interval_s: float = 0.004
     """Batches begin at most this often; the first change after a pause does not wait."""
     max_batch_changes: int = 2_048
     max_waiting_changes: int = 100_000
