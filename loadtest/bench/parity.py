@@ -59,7 +59,7 @@ FILTERS = {"none": 1.0, "half of the SIDs": 0.5, "1 % of the SIDs": 0.01, "one S
 MOST_PREFIXES = 3_000
 """Of SIDs; with more of them exhaustive scores are left out."""
 ROUNDS = 5
-BUDGET_S = 6.0
+BUDGET_S = 3.0
 QUICK_BUDGET_S = 1.5
 QUICK_WIDTHS = (8, 32)
 _LAST_WORDS = 600
