@@ -1,7 +1,7 @@
 """Who may search now: as many rows at a time as the engine holds, first come, first served, and
 nobody while weights are replaced.
 
-Used on one event loop.
+Used on one event loop; what is counted may be read from any thread.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Gate:
 
     @property
     def queued_rows(self) -> int:
-        return sum(one.rows for one in self._queue)
+        return sum(one.rows for one in list(self._queue))
 
     @property
     def queued_prompts(self) -> int:
-        return sum(one.prompts for one in self._queue)
+        return sum(one.prompts for one in list(self._queue))
 
     @asynccontextmanager
     async def search(self, rows: int, prompts: int) -> AsyncGenerator[None, None]:
