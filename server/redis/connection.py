@@ -105,7 +105,7 @@ def check_url(url: str) -> None:
     if scheme not in SCHEMES:
         raise ConfigError(
             f"redis_url must begin with {', '.join(f'{name}://' for name in SCHEMES)}, "
-            f"not with {scheme or url[:20]!r}"
+            f"not with {scheme!r}"
         )
 
 
