@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py
-BENCH ?= trie decode filters changes engine overload
+BENCH ?= trie decode filters changes engine overload keywords parity
 
 .PHONY: setup demo test lint types contract check bench bench-env vllm-env test-vllm gpu-check clean
 
