@@ -21,13 +21,14 @@ from decoding.native.product import Precision, computing_type
 from decoding.native.runner import Runner, make_runner
 from decoding.weights import DecoderWeights
 from index import artifact
-from index.errors import ArtifactError, ConfigError
+from index.errors import ConfigError
 from index.live.catalogue import LiveCatalogue, LiveSettings
 from index.live.view import CatalogueView
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
+from models.registry.pairing import check_parts
 from server.catalogue import open_catalogue, settled_view
 from server.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -132,26 +133,7 @@ class Generation:
         if isinstance(source, Snapshot):
             source = CatalogueView.of(source)
         snapshot = source.view.base if isinstance(source, LiveCatalogue) else source.base
-        layout, settings = snapshot.layout, checkpoint.settings
-        if settings.level_sizes != layout.level_sizes:
-            raise ArtifactError(
-                f"checkpoint {checkpoint.path} has SID levels {settings.level_sizes}, snapshot "
-                f"{snapshot.path} has {layout.level_sizes}; use a pair built together"
-            )
-        if settings.codec_id != snapshot.codec.id:
-            raise ArtifactError(
-                f"checkpoint {checkpoint.path} was trained for codec "
-                f"{settings.codec_id or '(none named)'}, snapshot {snapshot.path} has "
-                f"{snapshot.codec.id}; train on this snapshot or serve the one it was trained on"
-            )
-        try:
-            weights = (
-                RescoringWeights.from_json(settings.rescoring)
-                if settings.rescoring
-                else RescoringWeights()
-            )
-        except ConfigError as error:
-            raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
+        weights = check_parts(snapshot, checkpoint)
         return cls(source, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
 
     def with_runner(self, device: str = "cpu", precision: Precision = "float32") -> Generation:

@@ -40,24 +40,8 @@ def check_pair(snapshot: Path, checkpoint: Path) -> Fitting:
         Snapshot.open(snapshot, verify=False),
         Checkpoint.open(checkpoint, verify=False),
     )
-    settings, layout = trained.settings, opened.layout
-    if settings.level_sizes != layout.level_sizes:
-        raise ArtifactError(
-            f"checkpoint {checkpoint} has SID levels {settings.level_sizes}, snapshot {snapshot} "
-            f"has {layout.level_sizes}; use a pair built together"
-        )
-    codec_id = opened.codec.id
-    if settings.codec_id != codec_id:
-        raise ArtifactError(
-            f"checkpoint {checkpoint} was trained for codec {settings.codec_id or '(none named)'}, "
-            f"snapshot {snapshot} has {codec_id}; train on this snapshot or take the one that it "
-            "was trained on"
-        )
-    try:
-        if settings.rescoring:
-            RescoringWeights.from_json(settings.rescoring)
-    except ConfigError as error:
-        raise ArtifactError(f"checkpoint {checkpoint}: {error}") from None
+    check_parts(opened, trained)
+    settings, layout, codec_id = trained.settings, opened.layout, opened.codec.id
     facts = opened.manifest
     pairing = Pairing(
         opened.version,
@@ -76,3 +60,28 @@ def check_pair(snapshot: Path, checkpoint: Path) -> Fitting:
         "counts": dict(facts.get("counts", {})),
     }
     return Fitting(pairing, lineage, dict(trained.metrics))
+
+
+def check_parts(snapshot: Snapshot, checkpoint: Checkpoint) -> RescoringWeights:
+    """Compare opened parts; the weights of the ranking that come with the checkpoint.
+
+    Raises ArtifactError naming what differs and what would be right.
+    """
+    settings, layout = checkpoint.settings, snapshot.layout
+    if settings.level_sizes != layout.level_sizes:
+        raise ArtifactError(
+            f"checkpoint {checkpoint.path} has SID levels {settings.level_sizes}, snapshot "
+            f"{snapshot.path} has {layout.level_sizes}; use a pair built together"
+        )
+    if settings.codec_id != snapshot.codec.id:
+        raise ArtifactError(
+            f"checkpoint {checkpoint.path} was trained for codec "
+            f"{settings.codec_id or '(none named)'}, snapshot {snapshot.path} has "
+            f"{snapshot.codec.id}; train on this snapshot or take the one that it was trained on"
+        )
+    if not settings.rescoring:
+        return RescoringWeights()
+    try:
+        return RescoringWeights.from_json(settings.rescoring)
+    except ConfigError as error:
+        raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
