@@ -7,6 +7,7 @@ ends at once; its jobs go to another worker.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from server.settings import Settings
 if TYPE_CHECKING:
     from server.keywords.generator import KeywordGenerator
     from server.keywords.metrics import WorkerMetrics
+    from server.keywords.worker import WorkerPlan
 
 EXIT_AT_ONCE = 130
 METRICS_HOST = "127.0.0.1"
@@ -91,6 +93,29 @@ def chosen_snapshot(settings: Settings) -> Path | None:
     return read_champion(settings.champion)[0]
 
 
+def plan_of(settings: Settings, until_empty: bool) -> WorkerPlan:
+    """How the worker works.
+
+    Unless it is set otherwise, an answer of a language model is a batch of its own: it took seconds
+    and is stored at once, whatever becomes of the others. As many jobs are in hand as calls run.
+    """
+    from server.keywords.worker import WorkerPlan
+
+    concurrency, batch = settings.keyword_concurrency, settings.keyword_batch
+    if settings.keyword_generator == "llm":
+        if "keyword_batch" not in settings.model_fields_set:
+            batch = 1
+        if "keyword_concurrency" not in settings.model_fields_set:
+            concurrency = math.ceil(settings.keyword_llm_concurrency / batch)
+    return WorkerPlan(
+        concurrency=concurrency,
+        batch=batch,
+        lease_s=settings.keyword_lease_s,
+        drain_s=settings.keyword_drain_s,
+        until_empty=until_empty,
+    )
+
+
 async def _work(
     settings: Settings, until_empty: bool, metrics_port: int | None, null_delay_s: float
 ) -> dict[str, Any]:
@@ -98,7 +123,7 @@ async def _work(
     from server.keywords.metrics import WorkerMetrics
     from server.keywords.queue import KeywordQueue
     from server.keywords.store import KeywordStore
-    from server.keywords.worker import Worker, WorkerPlan, worker_error
+    from server.keywords.worker import Worker, worker_error
     from server.logs import forward_standard_logging, make_logger
     from server.redis.keys import Keys
     from server.redis.opening import open_redis
@@ -120,13 +145,7 @@ async def _work(
         ) as generator:
             metrics = WorkerMetrics(generator.name)
             _observe_llm(generator, metrics)
-            plan = WorkerPlan(
-                concurrency=settings.keyword_concurrency,
-                batch=settings.keyword_batch,
-                lease_s=settings.keyword_lease_s,
-                drain_s=settings.keyword_drain_s,
-                until_empty=until_empty,
-            )
+            plan = plan_of(settings, until_empty)
             forward_standard_logging(log)
             one = Worker(queue, store, keys, generator, metrics, log, plan)
             end_with_signals(stop)

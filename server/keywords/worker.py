@@ -8,7 +8,8 @@ only when its worker was given up too early, and then its effect is the same.
 What goes wrong with a job: a failure of the service behind the generator (unavailable, rate,
 budget) postpones it until it is `STALE_S` old; a failure that may pass (a timeout, an error in the
 generator) until `attempts` are used up; any other, at once, makes it a dead letter. Waits double
-and are spread at random.
+and are spread at random. A service that says when to come back is left alone until then: its jobs
+stay in the queue, in their order.
 
 While Redis is away the worker keeps what it has made and tries to store it again. `stop` ends it:
 no new jobs, and at most `drain_s` for those in hand; what is not done then is handed out again when
@@ -18,6 +19,7 @@ its lease ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -113,6 +115,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._reclaim_at = 0.0
         self._away_s = 0.0
+        self._paused_until = 0.0
 
     async def run(self, stop: asyncio.Event) -> Tally:
         """Work until `stop` is set, or with `until_empty` until there is nothing left to do."""
@@ -145,12 +148,17 @@ class Worker:
         return self.tally
 
     async def _slot_free(self, stop: asyncio.Event, batches: set[asyncio.Task[None]]) -> bool:
-        """Wait for a slot; False when there is to be no further batch."""
+        """Wait for a slot, and for the service if it is left alone; False when there is to be no
+        further batch."""
         while not stop.is_set():
-            if len(batches) < self._plan.concurrency:
+            paused_s = self._paused_until - time.monotonic()
+            full = len(batches) >= self._plan.concurrency
+            if not full and paused_s <= 0:
                 return True
             self._wake.clear()
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if full else paused_s):
+                    await self._wake.wait()
         return False
 
     async def _waking(self, stop: asyncio.Event) -> None:
@@ -238,6 +246,7 @@ class Worker:
         attempt = held.job.attempt
         if error.failure in SERVICE_FAILURES:
             again = time.time() - held.job.created_s < STALE_S
+            self._pause(error)
         else:
             again = error.retryable and attempt + 1 < self._plan.attempts
         if not again:
@@ -254,6 +263,19 @@ class Worker:
             wait_s=round(wait_s, 1),
             detail=error.message,
         )
+
+    def _pause(self, error: GenerationError) -> None:
+        """Take no jobs while the service is known not to do them."""
+        wait_s = min(error.retry_after_s or 0.0, LONGEST_RETRY_S)
+        now = time.monotonic()
+        if wait_s and now >= self._paused_until:
+            self._log.warning(
+                "no jobs until the generator's service is back",
+                failure=error.failure,
+                wait_s=round(wait_s, 1),
+                detail=error.message,
+            )
+        self._paused_until = max(self._paused_until, now + wait_s)
 
     async def _bury(self, jobs: Sequence[Held], reason: str) -> None:
         value = failure_to_json(reason)

@@ -133,6 +133,40 @@ def test_failures_end_as_their_kind_says(with_redis: WithRedis):
     with_redis(work)
 
 
+def test_a_service_that_says_when_to_come_back_is_left_alone(with_redis: WithRedis):
+    async def work(parts: Any) -> None:
+        away = GenerationError(Failure.UNAVAILABLE, "away", retry_after_s=0.4)
+        generator = Recorded(**{"0": away})
+        requests = [KeywordRequest(str(number)) for number in range(40)]
+        await parts.queue.enter(requests, Priority.WARM, None)
+        stop, plan = asyncio.Event(), {"batch": 1, "concurrency": 1, "until_empty": False}
+        began = time.monotonic()
+        running = asyncio.create_task(worker(parts, generator, **plan).run(stop))
+        await until(lambda: bool(generator.asked))
+        await asyncio.sleep(0.2)
+        assert sum(generator.asked.values()) == 1
+        generator.broken.clear()
+        await until(lambda: len(generator.asked) == 40)
+        assert time.monotonic() - began > 0.4
+        stop.set()
+        await asyncio.wait_for(running, 3)
+
+    with_redis(work)
+
+
+def test_a_worker_that_leaves_its_service_alone_ends_when_told(with_redis: WithRedis):
+    async def work(parts: Any) -> None:
+        generator = Recorded(a=GenerationError(Failure.BUDGET, "spent", retry_after_s=60))
+        await parts.queue.enter([KeywordRequest("a")], Priority.LIVE, None)
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker(parts, generator, until_empty=False).run(stop))
+        await until(lambda: bool(generator.asked))
+        stop.set()
+        assert (await asyncio.wait_for(running, 3)).retried == 1
+
+    with_redis(work)
+
+
 def test_stopping_finishes_what_is_in_hand_and_leaves_the_rest(with_redis: WithRedis):
     async def work(parts: Any) -> None:
         generator = Recorded(delay_s=0.5)
