@@ -32,6 +32,7 @@ __all__ = [
     "CatalogueBusy",
     "CatalogueClosed",
     "CatalogueHeld",
+    "CatalogueUnsure",
     "LiveCatalogue",
     "LiveSettings",
     "LiveStatus",
@@ -46,6 +47,10 @@ class CatalogueBusy(OnesearchError):
 
 class CatalogueClosed(OnesearchError):
     """The catalogue takes no changes: it was closed, or its disk refused."""
+
+
+class CatalogueUnsure(CatalogueClosed):
+    """Whether changes were made is not known; they can be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +140,8 @@ class LiveCatalogue(ABC):
     def apply(self, changes: Sequence[Change]) -> Applied:
         """Make changes; on return they are on disk and in `view`. Callable from any thread.
 
-        Raises CatalogueBusy when too many wait, CatalogueClosed when none are taken any more or
-        what became of these is unknown.
+        Raises CatalogueBusy when too many wait, CatalogueClosed when none are taken any more,
+        CatalogueUnsure when what became of these is not known.
         """
         return self.submit(changes).result()
 

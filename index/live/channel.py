@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from enum import IntEnum
 
@@ -92,11 +93,19 @@ class Channel:
                 self._sender.start()
             self._changed.notify_all()
 
-    def messages(self) -> Generator[tuple[Kind, bytearray], None, None]:
-        """Messages of the other end, until it is gone."""
+    def messages(
+        self, idle: Callable[[], None] | None = None, every_s: float = 1.0
+    ) -> Generator[tuple[Kind, bytearray], None, None]:
+        """Messages of the other end, until it is gone. `idle` is called about `every_s` while none
+        comes."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
         buffer, known = bytearray(_READ_BYTES), bytearray()
         view = memoryview(buffer)
         while True:
+            if idle is not None and not poll.poll(every_s * 1000):
+                idle()
+                continue
             try:
                 count = self._socket.recv_into(buffer)
             except OSError:

@@ -143,7 +143,16 @@ def write_state(directory: Path, origin: str, merged: str | None) -> None:
 
 
 def remove_old_merges(directory: Path, keep: Path) -> None:
-    """Remove all merges but one."""
+    """Remove all merges but one, and what killed ones left. None may be at work."""
     for path in directory.glob(f"{MERGED}*"):
         if path.absolute() != keep.absolute():
             shutil.rmtree(path, ignore_errors=True)
+    remove_drafts(directory / f"{MERGED}*")
+    for path in directory.glob(f".{STATE}.tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what a merge to `path` left that was killed."""
+    for draft in path.parent.glob(f".{path.name}.tmp-*"):
+        shutil.rmtree(draft, ignore_errors=True)

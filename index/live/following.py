@@ -15,7 +15,6 @@ import logging
 import queue
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from index.live import wire
 from index.live.catalogue import (
     CatalogueBusy,
     CatalogueClosed,
+    CatalogueUnsure,
     LiveCatalogue,
     LiveSettings,
     LiveStatus,
@@ -41,14 +41,18 @@ from index.live.delta import Delta
 from index.live.directory import CatalogueHeld
 from index.live.view import CatalogueView
 from index.live.writer import TAG, Order
-from index.live.writing import own_environment
+from index.live.writing import own_environment, python_module
 from index.snapshot import Snapshot
 
 RESTART_WAITS_S = (0.0, 1.0, 5.0, 30.0)
 """Before the first, second, … restart of writers that did not live for long; then the last."""
 LONG_LIFE_S = 60.0
-CLOSE_S = 60.0
-"""A writer that has not finished after this long is killed; what was acknowledged is in its log."""
+CLOSE_S = 10.0
+"""A writer that is to end and tells nothing for this long is killed; what was acknowledged is in
+its log."""
+ANSWER_S = 30.0
+"""Callers hear after this long that a writer does not answer: it was stopped, or its disk hangs."""
+_LOOK_S = 0.5
 _notes = logging.getLogger(__name__)
 
 
@@ -56,6 +60,7 @@ _notes = logging.getLogger(__name__)
 class _Call:
     done: Future[Applied]
     count: int
+    began: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class FollowingCatalogue(LiveCatalogue):
         self._counters = _Counters()
         self._opened: Future[None] = Future()
         self._closing = threading.Event()
+        self._heard_at = 0.0
         self._thread = threading.Thread(target=self._run, name="catalogue-follower", daemon=True)
         self._thread.start()
 
@@ -128,12 +134,19 @@ class FollowingCatalogue(LiveCatalogue):
         done: Future[Applied] = Future()
         done.set_running_or_notify_cancel()
         with self._lock:
-            channel = self._open_channel()
+            channel, now = self._open_channel(), time.monotonic()
+            # The first is the oldest.
+            oldest = next(iter(self._calls.values()), None)
+            if oldest is not None and now > oldest.began + ANSWER_S:
+                raise CatalogueClosed(
+                    f"the catalogue's writer has not answered for {now - oldest.began:.0f} s; try "
+                    "again later"
+                )
             if self._waiting and self._waiting + len(changes) > self.settings.max_waiting_changes:
                 raise CatalogueBusy(f"{self._waiting} changes wait already; try again later")
             self._waiting += len(changes)
             tag = self._new_tag()
-            self._calls[tag] = _Call(done, len(changes))
+            self._calls[tag] = _Call(done, len(changes), now)
             channel.send((Kind.CALL, TAG.pack(tag) + data))
         return done
 
@@ -169,11 +182,12 @@ class FollowingCatalogue(LiveCatalogue):
         if channel is not None:
             channel.flush(CLOSE_S)
             channel.finish()
-        self._thread.join(CLOSE_S)
-        child = self._child
-        if child is not None and self._thread.is_alive():
-            child.kill()
-        self._thread.join()
+        began = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_S)
+            child = self._child
+            if child is not None and time.monotonic() > max(began, self._heard_at) + CLOSE_S:
+                child.kill()
 
     def base_at(self, path: Path) -> Snapshot:
         """The snapshot at a path, the one at hand where that is it. Raises ArtifactError."""
@@ -250,16 +264,20 @@ class FollowingCatalogue(LiveCatalogue):
         path = self._origin.path if isinstance(self._origin, Snapshot) else self._origin
         order = Order.of(Path(path).absolute(), self.directory, self.settings, kind_modules())
         descriptor = theirs.fileno()
+        command = [*python_module("index.live.writer"), str(descriptor), order.to_json()]
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "index.live.writer", str(descriptor), order.to_json()],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=own_environment(),
                 pass_fds=(descriptor,),
+                # Ctrl-C in a terminal is for this process alone.
+                start_new_session=True,
             )
         self._hearing = channel
-        for kind, body in channel.messages():
+        for kind, body in channel.messages(self._tell_late_ones):
+            self._heard_at = time.monotonic()
             self._hear(channel, kind, body)
 
     def _hear(self, channel: Channel, kind: Kind, body: bytearray) -> None:
@@ -269,7 +287,9 @@ class FollowingCatalogue(LiveCatalogue):
             self._answer(body)
         elif kind is Kind.FAILED:
             tag, reason = orjson.loads(body)
-            self._taken(tag).done.set_exception(CatalogueClosed(reason))
+            call = self._taken(tag)
+            if not call.done.done():
+                call.done.set_exception(CatalogueClosed(reason))
         elif kind is Kind.COUNTERS:
             self._counters = _Counters(*orjson.loads(body))
         elif kind is Kind.BEGUN:
@@ -308,13 +328,30 @@ class FollowingCatalogue(LiveCatalogue):
             self._applied += applied
             self._rejected += len(rejected)
             reasons = tuple([Rejected(*one) for one in rejected])
-            self._taken(tag).done.set_result(Applied(sequence, applied, reasons))
+            call = self._taken(tag)
+            if not call.done.done():
+                call.done.set_result(Applied(sequence, applied, reasons))
 
     def _taken(self, tag: int) -> _Call:
         with self._lock:
             call = self._calls.pop(tag)
             self._waiting -= call.count
         return call
+
+    def _tell_late_ones(self) -> None:
+        """Tell callers that have waited too long. The writer may still answer, so they count as
+        waiting on."""
+        late = time.monotonic() - ANSWER_S
+        with self._lock:
+            calls = [call for call in self._calls.values() if call.began < late]
+        for call in calls:
+            if not call.done.done():
+                call.done.set_exception(
+                    CatalogueUnsure(
+                        f"the catalogue's writer has not answered for {ANSWER_S:.0f} s; whether "
+                        "these changes are made is not known, so send them again"
+                    )
+                )
 
     def _finish_task(self, tag: int, error: str | None) -> None:
         done = self._tasks.pop(tag)
@@ -344,12 +381,13 @@ class FollowingCatalogue(LiveCatalogue):
                 child.kill()
                 child.wait()
         for call in calls.values():
-            call.done.set_exception(
-                CatalogueClosed(
-                    "the catalogue's writer ended; whether these changes were made is not known, "
-                    "so send them again"
+            if not call.done.done():
+                call.done.set_exception(
+                    CatalogueUnsure(
+                        "the catalogue's writer ended; whether these changes were made is not "
+                        "known, so send them again"
+                    )
                 )
-            )
         for task in tasks.values():
             task.set_exception(ArtifactError("the catalogue was closed"))
 

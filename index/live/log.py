@@ -52,6 +52,7 @@ class ChangeLog:
         self._path = segments[-1] if segments else self._create()
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._size = os.fstat(self._file).st_size
+        self._torn = False
 
     @property
     def n_bytes(self) -> int:
@@ -68,13 +69,17 @@ class ChangeLog:
         head = _HEADER.pack(len(payload), count, self.sequence + 1, zlib.crc32(payload), 0)
         head = head[: -_HEADER_CRC.size]
         data = head + _HEADER_CRC.pack(zlib.crc32(head)) + payload
+        if self._torn:
+            self._cut_off()
         try:
             _write(self._file, data)
             os.fdatasync(self._file)
             if not os.fstat(self._file).st_nlink:
                 raise FileNotFoundError(f"{self._path} was removed")
         except OSError:
-            os.ftruncate(self._file, self._size)
+            # A disk that fails may refuse this, too; then nothing is written behind the rest.
+            self._torn = True
+            self._cut_off()
             raise
         self._size += len(data)
         self.sequence += count
@@ -103,12 +108,21 @@ class ChangeLog:
     def close(self) -> None:
         os.close(self._file)
 
+    def _cut_off(self) -> None:
+        os.ftruncate(self._file, self._size)
+        self._torn = False
+
     def _create(self) -> Path:
         path = self._directory / f"{self.sequence + 1:020d}{_SUFFIX}"
-        with path.open("wb") as file:
-            file.write(_MAGIC)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("wb") as file:
+                file.write(_MAGIC)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # Only the last segment may be one that was never begun.
+            path.unlink(missing_ok=True)
+            raise
         _sync(self._directory)
         return path
 

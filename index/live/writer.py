@@ -185,12 +185,12 @@ def _take(catalogue: WritingCatalogue, teller: Teller, kind: Kind, body: bytearr
 
         def hear(done: Future[Applied]) -> None:
             error = done.exception()
+            if error is not None and catalogue.failed:
+                # The log may have them or not: a new process opens what it has.
+                channel.flush(FLUSH_S)
+                os._exit(1)
             if error is not None:
                 channel.send((Kind.FAILED, orjson.dumps([tag, str(error)])))
-                if catalogue.failed:
-                    # A new process opens what the log has.
-                    channel.flush(FLUSH_S)
-                    os._exit(1)
 
         try:
             done = catalogue.submit(wire.from_bytes(body[TAG.size :]), tag)

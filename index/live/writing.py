@@ -34,6 +34,7 @@ from index.live.directory import (
     STATE,
     base_of,
     locked,
+    remove_drafts,
     remove_old_merges,
     write_state,
 )
@@ -235,8 +236,10 @@ class WritingCatalogue(LiveCatalogue):
             self._closing = True
             self._wake.notify()
         self._writer.join()
-        if self._child is not None:
-            self._child.terminate()
+        child = self._child
+        if child is not None:
+            # Not `terminate`: where we ignore that signal, it does, too.
+            child.kill()
         if self._merge_thread is not None:
             self._merge_thread.join()
         with self._merging:
@@ -383,25 +386,31 @@ class WritingCatalogue(LiveCatalogue):
 
     def _run_merge(self, through: int, path: Path) -> None:
         base, log = self._view.base.path, self.directory / LOG
-        command = [sys.executable, "-m", "index.live.merge", base, log, str(through), path]
-        if self._closing:
-            raise ArtifactError("the catalogue was closed")
-        self._child = subprocess.Popen(
+        command = [*python_module("index.live.merge"), base, log, str(through), path]
+        child = self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=own_environment(),
         )
+        if self._closing:
+            child.kill()
         try:
             # Its standard input stays open as long as we live: that is how it knows.
-            assert self._child.stderr is not None
-            told = self._child.stderr.read()
-            if self._child.wait():
-                lines = told.decode(errors="replace").strip().splitlines() or ["no reason given"]
-                raise ArtifactError(f"the catalogue could not be merged: {lines[-1]}")
+            assert child.stderr is not None
+            told = child.stderr.read()
+            status = child.wait()
+            if status:
+                remove_drafts(path)
+                if self._closing:
+                    raise ArtifactError("the catalogue was closed")
+                killed = f"its process was ended by signal {-status}"
+                lines = told.decode(errors="replace").strip().splitlines()
+                reason = lines[-1] if lines else killed if status < 0 else "no reason given"
+                raise ArtifactError(f"the catalogue could not be merged: {reason}")
         finally:
-            child, self._child = self._child, None
+            self._child = None
             for pipe in (child.stdin, child.stderr):
                 if pipe is not None:
                     pipe.close()
@@ -433,6 +442,11 @@ def _answers(calls: list[_Call], made: Plan, sequence: int) -> list[Applied]:
         answers.append(Applied(sequence, len(call.changes) - len(own), tuple(own)))
         first = end
     return answers
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs a module of ours, whatever files lie in the current directory."""
+    return [sys.executable, "-P", "-m", name]
 
 
 def own_environment() -> dict[str, str]:

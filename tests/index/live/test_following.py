@@ -18,8 +18,10 @@ import pytest
 
 from index.errors import ArtifactError
 from index.items import ItemFilter
+from index.live import following
 from index.live.catalogue import (
     CatalogueClosed,
+    CatalogueUnsure,
     LiveCatalogue,
     LiveSettings,
     live_directory,
@@ -119,6 +121,105 @@ def test_a_writer_killed_while_it_merges(catalogue: FollowingCatalogue) -> None:
     taken_again(catalogue, Delete("i60"))
     assert catalogue.view.n_items == 39
     assert catalogue.merge().n_rows == 39
+
+
+def merge_process(catalogue: FollowingCatalogue) -> psutil.Process:
+    """The process that merges, as soon as there is one, stopped."""
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:
+        found[:] = psutil.Process(catalogue.writer).children()
+        return bool(found)
+
+    until(is_there)
+    found[0].suspend()
+    return found[0]
+
+
+def leftovers(path: Path) -> list[str]:
+    return [one.name for one in live_directory(path).iterdir() if one.name.startswith(".")]
+
+
+def test_a_killed_merge_leaves_nothing(catalogue: FollowingCatalogue, path: Path) -> None:
+    catalogue.apply([Upsert(item(60))])
+    with ThreadPoolExecutor(1) as thread:
+        merging = thread.submit(catalogue.merge)
+        merge = merge_process(catalogue)
+        left = live_directory(path) / f".merged-{1:020d}.tmp-{merge.pid}-0"
+        left.mkdir()
+        merge.kill()
+        with pytest.raises(ArtifactError, match="ended by signal 9"):
+            merging.result(timeout=60)
+    assert leftovers(path) == []
+    assert catalogue.merge().n_rows == 31
+
+
+def test_what_killed_merges_left_is_removed_at_opening(path: Path) -> None:
+    with LiveCatalogue.open(path, settings=QUIET) as catalogue:
+        catalogue.apply([Delete("i0")])
+    (live_directory(path) / ".merged-1.tmp-123-0").mkdir()
+    (live_directory(path) / ".state.json.tmp-123-0").touch()
+    with LiveCatalogue.open(path, settings=QUIET):
+        assert leftovers(path) == []
+
+
+def test_closing_does_not_wait_for_a_merge(path: Path) -> None:
+    catalogue = LiveCatalogue.open(path, settings=QUIET, apart=True)
+    assert isinstance(catalogue, FollowingCatalogue)
+    catalogue.apply([Upsert(item(60))])
+    with ThreadPoolExecutor(1) as thread:
+        merging = thread.submit(catalogue.merge)
+        merge = merge_process(catalogue)
+        began = time.monotonic()
+        catalogue.close()
+        assert time.monotonic() - began < 5
+        assert not merge.is_running()
+        with pytest.raises(ArtifactError, match="closed"):
+            merging.result(timeout=60)
+
+
+def test_callers_of_a_stopped_writer_do_not_wait_for_ever(
+    catalogue: FollowingCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "ANSWER_S", 0.5)
+    catalogue.apply([Delete("i0")])
+    writer = psutil.Process(catalogue.writer)
+    writer.suspend()
+    with pytest.raises(CatalogueUnsure, match="has not answered"):
+        catalogue.submit([Delete("i1")]).result(timeout=60)
+    with pytest.raises(CatalogueClosed, match="has not answered for"):
+        catalogue.apply([Delete("i2")])
+    assert catalogue.view.items.row_of("i2") is not None
+    writer.resume()
+    taken_again(catalogue, Delete("i2"))
+    assert catalogue.view.items.row_of("i1") is None
+    assert catalogue.status().waiting_changes == 0
+
+
+def test_a_stopped_writer_is_killed_at_closing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "CLOSE_S", 0.5)
+    catalogue = LiveCatalogue.open(path, settings=QUIET, apart=True)
+    assert isinstance(catalogue, FollowingCatalogue)
+    catalogue.apply([Delete("i0")])
+    writer = psutil.Process(catalogue.writer)
+    writer.suspend()
+    waiting = catalogue.submit([Delete("i1")])
+    catalogue.close()
+    assert not writer.is_running()
+    with pytest.raises(CatalogueUnsure, match="not known"):
+        waiting.result(timeout=0)
+    with LiveCatalogue.open(path, settings=QUIET) as again:
+        assert again.view.items.row_of("i0") is None
+
+
+def test_files_of_others_in_the_current_directory_are_not_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('this is not the one')")
+    monkeypatch.chdir(tmp_path)
+    with LiveCatalogue.open(path, settings=QUIET, apart=True) as catalogue:
+        catalogue.apply([Upsert(item(60))])
+        assert catalogue.merge().n_rows == 31
 
 
 def test_searches_move_to_a_merged_base_once_it_is_prepared(

@@ -1,4 +1,5 @@
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,44 @@ def test_a_segment_that_was_never_begun_is_removed(tmp_path: Path) -> None:
         later.write_bytes(path.read_bytes()[:length])
         assert "never begun" in (repair(tmp_path) or "")
         assert segments_of(tmp_path) == [path]
+
+
+def test_a_disk_that_refuses_a_new_segment_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+    log = ChangeLog(tmp_path, 0)
+    log.append(b"one", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            log.rotate()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.append(b"two", 1)
+    log.rotate()
+    log.append(b"three", 1)
+    log.close()
+    assert [path.stem.lstrip("0") for path in segments_of(tmp_path)] == ["1", "3"]
+    assert [record.payload for record in read_log(tmp_path, 0)] == [b"one", b"two", b"three"]
+
+
+def test_what_could_not_be_cut_off_is_cut_off_before_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ChangeLog(tmp_path, 0)
+    log.append(b"one", 1)
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", refuse)
+        broken.setattr(os, "ftruncate", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                log.append(b"lost", 1)
+    assert log.append(b"two", 1) == 2
+    log.close()
+    assert [record.payload for record in read_log(tmp_path, 0)] == [b"one", b"two"]
 
 
 def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
