@@ -1,8 +1,8 @@
-"""Who may change the catalogue, as long as there are no API keys.
+"""Who may change the catalogue and use /admin, as long as there are no API keys.
 
 By default only programs on this machine, and only while the server listens on a loopback address:
 what comes through a proxy, or under another name than the machine's own (a web page whose name was
-made to point here), is refused. A setting opens or closes the door for everyone.
+made to point here), is refused. A setting opens or closes each door for everyone.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import ipaddress
 import socket
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import Problem, request_id_of
+from server.errors import Problem, declares_json, request_id_of
 from server.settings import ENVIRONMENT_PREFIX, Settings
 
 ITEMS_PATH = "/v1/items"
+ADMIN_PATH = "/admin"
 CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 _LOCAL_NAME = "localhost"
 _SETTING = f"the setting catalogue_changes ({ENVIRONMENT_PREFIX}CATALOGUE_CHANGES)"
+_ADMIN_SETTING = f"the setting admin ({ENVIRONMENT_PREFIX}ADMIN)"
 
 
 def changes_catalogue(scope: Scope) -> bool:
@@ -27,7 +30,7 @@ def changes_catalogue(scope: Scope) -> bool:
     path: str = scope["path"]
     if scope["method"] not in CHANGING_METHODS:
         return False
-    return path == ITEMS_PATH or path.startswith(f"{ITEMS_PATH}/")
+    return _is_below(ITEMS_PATH, path)
 
 
 class CatalogueDoor:
@@ -73,12 +76,43 @@ class CatalogueDoor:
         allowed = self._settings.catalogue_changes
         if allowed is not None:
             return None if allowed else f"{_SETTING} is false: this server only reads"
-        if not self._loopback:
-            return f"the server does not listen on a loopback address; {_SETTING} must be true"
-        names = {name for name, _ in scope["headers"]}
-        if names & _FORWARDED or not _is_local_name(_host_of(scope)):
-            return f"the request does not come from this machine itself; {_SETTING} must be true"
+        return _not_local(scope, self._loopback, _SETTING)
+
+
+class AdminDoor:
+    """ASGI middleware, before the body is read: 403 for those who may not use /admin, and 415 for
+    what does not say that it is JSON, since a web page can send that without being asked."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._allowed = settings.admin
+        self._loopback = is_loopback(settings.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _is_below(ADMIN_PATH, scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        problem = self._problem(scope)
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            await problem.response(request_id_of(scope))(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        # The body has not been read, so the connection cannot be used again.
+        close = {"Connection": "close"}
+        if refusal := self.refusal(scope):
+            return Problem("admin-refused", refusal, headers=close)
+        if scope["method"] == "POST" and not declares_json(Request(scope)):
+            detail = "send Content-Type: application/json"
+            return Problem("unsupported-media-type", detail, headers=close)
         return None
+
+    def refusal(self, scope: Scope) -> str | None:
+        """Why this request may not use /admin, or None."""
+        if self._allowed is not None:
+            return None if self._allowed else f"{_ADMIN_SETTING} is false: nobody may"
+        return _not_local(scope, self._loopback, _ADMIN_SETTING)
 
 
 def takes_changes(settings: Settings) -> bool:
@@ -95,6 +129,20 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return all(_is_loopback_address(str(address[0])) for *_, address in found)
+
+
+def _not_local(scope: Scope, loopback: bool, setting: str) -> str | None:
+    """Why a request is not believed to come from this machine itself, or None."""
+    if not loopback:
+        return f"the server does not listen on a loopback address; {setting} must be true"
+    names = {name for name, _ in scope["headers"]}
+    if names & _FORWARDED or not _is_local_name(_host_of(scope)):
+        return f"the request does not come from this machine itself; {setting} must be true"
+    return None
+
+
+def _is_below(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _host_of(scope: Scope) -> str:

@@ -1,13 +1,14 @@
 """The ASGI application: middleware, error handlers and routes around one `Searcher`.
 
 A request passes, outermost first: RequestIds → ServerTiming → Draining → SecurityHeaders →
-RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → BodyLimit → Admission → routes.
+RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → AdminDoor → BodyLimit → Admission →
+routes.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.middleware import Middleware
 from structlog.typing import FilteringBoundLogger
 
 from server import errors
-from server.access import CatalogueDoor
+from server.access import AdminDoor, CatalogueDoor
 from server.admission import Admission
 from server.changes import BODIES
 from server.gateway import Gateway
@@ -24,10 +25,13 @@ from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import BodyLimit
 from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, RequestMetrics
-from server.routes import health, items, pages, search
+from server.rollout import Rollout
+from server.rollout_metrics import RolloutCollector
+from server.routes import admin, health, items, models, pages, search
 from server.schemas import DEGRADATIONS, ProblemDetails
 from server.search import Searcher
 from server.settings import Settings
+from server.watch import watching
 
 DESCRIPTION = (
     "Generative search over a product catalogue: a query becomes semantic IDs of items that exist, "
@@ -42,16 +46,22 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     log: FilteringBoundLogger | None = None,
+    rollout: Rollout | None = None,
 ) -> FastAPI:
-    """The application; the searcher is closed when the server ends."""
+    """The application; the searcher is closed when the server ends. With `rollout` it follows a
+    registry."""
     metrics = metrics or Metrics()
     log = log or make_logger(settings.log_level)
-    gateway = Gateway(searcher, settings, metrics, log)
+    gateway = Gateway(searcher, settings, metrics, log, rollout)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        yield
-        await searcher.close()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(searcher.close)
+            if rollout is not None:
+                stack.push_async_callback(rollout.close)
+                await stack.enter_async_context(watching(rollout))
+            yield
 
     app = FastAPI(
         title="onesearch",
@@ -70,6 +80,7 @@ def create_app(
             Middleware(AccessLog, log=log, with_queries=settings.log_queries),
             Middleware(errors.UnexpectedErrors, log=log),
             Middleware(CatalogueDoor, settings=settings),
+            Middleware(AdminDoor, settings=settings),
             Middleware(
                 BodyLimit,
                 max_bytes=settings.body_bytes,
@@ -87,12 +98,21 @@ def create_app(
     )
     app.state.gateway = gateway
     errors.install(app, log)
-    for router in (search.router, items.router, health.router, pages.router):
+    for router in (
+        search.router,
+        items.router,
+        models.router,
+        admin.router,
+        health.router,
+        pages.router,
+    ):
         app.include_router(router)
     _describe(app)
     for reason in DEGRADATIONS:
         metrics.degraded.labels(reason)
     metrics.observe(searcher, version("onesearch"))
+    if rollout is not None:
+        metrics.registry.register(RolloutCollector(rollout))
     return app
 
 

@@ -55,6 +55,18 @@ PROBLEMS = {
             "Set catalogue_changes, or send the change from the server's own machine.",
         ),
         ProblemType(
+            "admin-refused",
+            403,
+            "This path is not for everyone",
+            "Set admin, or send the request from the server's own machine.",
+        ),
+        ProblemType(
+            "generation-not-found",
+            404,
+            "No such generation",
+            "Use an alias, a version, or the start of one, as GET /admin/generations lists them.",
+        ),
+        ProblemType(
             "item-not-found",
             404,
             "No such item",
@@ -74,6 +86,24 @@ PROBLEMS = {
             409,
             "The catalogue cannot be changed by this server",
             "Send the change to the server that holds the catalogue.",
+        ),
+        ProblemType(
+            "no-registry",
+            409,
+            "This server follows no registry",
+            "Publish a generation and start the server without snapshot and checkpoint.",
+        ),
+        ProblemType(
+            "generation-refused",
+            409,
+            "The generation was not taken",
+            "Mend what the detail names; the generation that was served before serves on.",
+        ),
+        ProblemType(
+            "champion-moved",
+            409,
+            "Another generation is champion by now",
+            "Look at GET /admin/generations and decide again.",
         ),
         ProblemType("body-too-large", 413, "The body is too large", "Send a smaller body."),
         ProblemType(

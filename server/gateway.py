@@ -9,18 +9,21 @@ from structlog.typing import FilteringBoundLogger
 
 from server.errors import Problem
 from server.metrics import Metrics
+from server.rollout import Rollout
 from server.search import Searcher, Serving
 from server.settings import Settings
 
 
 @dataclass(slots=True)
 class Gateway:
-    """One process's parts. `draining` turns true once, when the process is told to end."""
+    """One process's parts. `rollout`: where a registry's generations are served. `draining` turns
+    true once, when the process is told to end."""
 
     searcher: Searcher
     settings: Settings
     metrics: Metrics
     log: FilteringBoundLogger
+    rollout: Rollout | None = None
     draining: bool = False
 
     def serving(self) -> Serving:

@@ -193,6 +193,16 @@ class Generation:
             self.runners.rebase(catalogue.view)
         return replace(self, source=catalogue)
 
+    def beside(self, checkpoint: Checkpoint) -> Generation:
+        """Another checkpoint with the catalogue as it is now; `succeeding` gives it the changes
+        since. Raises ArtifactError when they do not fit."""
+        return Generation.of(self.view, checkpoint)
+
+    def stand_alone(self) -> None:
+        """The generation before this one is gone: merges need not prepare for it any more."""
+        if self.catalogue is not None and self.runners is not None:
+            self.catalogue.on_merge = self.runners.rebase
+
     def close(self) -> None:
         """Let go of the live directory; changes that wait are finished first."""
         if self.catalogue is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -205,6 +205,11 @@ class Pipeline:
             generation.index_version_at(applied.sequence),
         )
 
+    @property
+    def live(self) -> Generation:
+        """What new searches are answered from."""
+        return self._generations.live
+
     def serving(self) -> Serving:
         """The live generation."""
         live = self._generations.live
@@ -222,22 +227,49 @@ class Pipeline:
         """The engine's counters."""
         return self._engine.stats()
 
-    async def promote(self, generation: Generation) -> asyncio.Event:
+    async def promote(
+        self, generation: Generation, before: Callable[[], Awaitable[None]] | None = None
+    ) -> asyncio.Event:
         """Answer new searches from another loaded generation, once it is warm in the engine.
 
         A generation of the same snapshot goes on with the live catalogue. Running searches end on
-        theirs; the event is set when the last of them has.
+        theirs; the event is set when the last of them has. `before` is awaited when all is ready:
+        what it raises is raised here, and the live generation stays.
         """
         async with self._promoting:
             old = self._generations.live
             generation = await self._in_thread(generation.succeeding, old)
             await self._engine.swap(generation.runner)
+            if before is not None:
+                try:
+                    await before()
+                except BaseException:
+                    await self._engine.swap(old.runner)
+                    raise
             drained = self._generations.promote(generation)
         if old.source is not generation.source:
             closing = asyncio.create_task(_close_after(drained, old))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         return drained
+
+    async def settled(self) -> None:
+        """Wait until the catalogues of earlier generations are closed."""
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    async def try_out(
+        self, generation: Generation, request: SearchRequest, deadline: float
+    ) -> tuple[list[Hit], tuple[Degradation, ...]]:
+        """What a generation that need not be live finds, without user and keywords; and what it
+        did without."""
+        view = generation.view
+        prepared = await self._in_thread(self._prepare, generation, view, request, (), ())
+        if not prepared.beam_width:
+            return [], ()
+        found = await self._ask_engine(generation, view, prepared, "", deadline)
+        hits, _ = await self._in_thread(self._rank, generation, view, request, prepared, found)
+        return hits, found.degraded
 
     async def close(self) -> None:
         """End the engine, keywords, then the catalogue, then the threads."""

@@ -250,6 +250,16 @@ class CatalogueFacts(BaseModel):
     merge_failed: bool = Field(description="the last one; the log says why")
 
 
+class GenerationFacts(BaseModel):
+    """Which of a registry's generations is served."""
+
+    version: str
+    alias: str = Field(description='champion, previous, challenger, or ""')
+    revision: int = Field(description="of the registry's aliases, as last seen")
+    champion: str | None = Field(description="what should be served")
+    problem: str = Field(description='why the champion is not served, else ""')
+
+
 class Status(BaseModel):
     """The answer of /livez and /readyz."""
 
@@ -258,6 +268,9 @@ class Status(BaseModel):
     index_version: str | None = None
     simulated: bool | None = None
     items: int | None = None
+    generation: GenerationFacts | None = Field(
+        default=None, description="where a registry is followed"
+    )
     catalogue: CatalogueFacts | None = Field(default=None, description="where it takes changes")
 
 

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from index.errors import ConfigError
+from models.registry.registry import DEFAULT_REGISTRY
 
 ENVIRONMENT_PREFIX = "ONESEARCH_"
 CONFIG_VARIABLE = "ONESEARCH_CONFIG"
@@ -27,6 +28,7 @@ CONFIG_VARIABLE = "ONESEARCH_CONFIG"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_CHAMPION = Path("var/champion.json")
+GOLDEN_FLOOR = 0.9
 DEFAULT_BEAM_WIDTH = 128
 VLLM_CACHE_GB = 1.0
 VLLM_MEMORY_SHARE = 0.5
@@ -82,6 +84,23 @@ class Settings(BaseSettings):
     checkpoint: Path | None = Field(None, description="checkpoint directory")
     champion: Path = Field(
         DEFAULT_CHAMPION, description="JSON {snapshot, checkpoint}, used when neither is given"
+    )
+    registry: Path = Field(
+        DEFAULT_REGISTRY,
+        description="of generations; its champion is served, and followed, when neither is given",
+    )
+    golden_queries: Path | None = Field(
+        None,
+        description="text file, one a line, that a generation has to answer before it is served; "
+        "titles of its items if not given",
+    )
+    golden_floor: float = Field(
+        GOLDEN_FLOOR, ge=0, le=1, description="share of them that has to find something"
+    )
+    admin: bool | None = Field(
+        None,
+        description="take /admin requests; if not given, from this machine only and while "
+        "listening on a loopback address",
     )
     engine: Literal["native", "vllm"] = Field(
         "native", description="vllm: in its own environment, docs/vllm.md"

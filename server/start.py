@@ -113,18 +113,23 @@ def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Gen
         changes=changes,
     )
     try:
-        if settings.engine == "vllm":
-            # Its lines are none of our log's; what it warns of is let through. Read at its import.
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-            from decoding.vllm.engine import VllmGeneration
-
-            return generation.named(
-                VllmGeneration(generation.checkpoint.path, generation.view.base.trie)
-            )
-        return generation.with_runner(settings.engine_device, settings.engine_dtype)
+        return with_weights(settings, generation)
     except BaseException:
         generation.close()
         raise
+
+
+def with_weights(settings: Settings, generation: Generation) -> Generation:
+    """An opened pair with what the settings' engine searches it with: see `load_generation`."""
+    if settings.engine == "vllm":
+        # Its lines are none of our log's; what it warns of is let through. Read at its import.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from decoding.vllm.engine import VllmGeneration
+
+        return generation.named(
+            VllmGeneration(generation.checkpoint.path, generation.view.base.trie)
+        )
+    return generation.with_runner(settings.engine_device, settings.engine_dtype)
 
 
 async def start_engine(settings: Settings, generation: Generation) -> tuple[Engine, Generation]:

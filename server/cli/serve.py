@@ -24,10 +24,12 @@ import typer
 import uvicorn
 
 from index.errors import ConfigError
+from models.registry.registry import DEFAULT_REGISTRY
 from server import settings as settings_of
 from server.settings import DEFAULT_CHAMPION, Settings
 
 if TYPE_CHECKING:
+    from server.choice import Registered
     from server.gateway import Gateway
 
 HEAD_BYTES = 64 * 1024
@@ -61,7 +63,10 @@ def serve(
     )
 
 
-serve.__doc__ = f"{serve.__doc__} Without both paths it serves what {DEFAULT_CHAMPION} names."
+serve.__doc__ = (
+    f"{serve.__doc__} Without both paths it serves and follows the champion of the registry in "
+    f"{DEFAULT_REGISTRY}, or what {DEFAULT_CHAMPION} names."
+)
 
 
 def run_server(settings: Settings) -> None:
@@ -72,14 +77,20 @@ def run_server(settings: Settings) -> None:
             "`make vllm-env` and start .venv-vllm/bin/onesearch (docs/vllm.md)"
         )
     # What needs torch is imported here: wrong settings are told without waiting for it.
+    from server.choice import choose_registered
     from server.generation import chosen_paths
 
-    snapshot, checkpoint = chosen_paths(settings)
+    registered = choose_registered(settings)
+    snapshot, checkpoint = (
+        (registered.choice.snapshot, registered.choice.checkpoint)
+        if registered is not None
+        else chosen_paths(settings)
+    )
     with (
         bind(settings.host, settings.port) as listener,
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        runner.run(_serve(settings, snapshot, checkpoint, listener))
+        runner.run(_serve(settings, snapshot, checkpoint, registered, listener))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -125,17 +136,23 @@ async def _serve(
     settings: Settings,
     snapshot: Path,
     checkpoint: Path,
+    registered: Registered | None,
     listener: socket.socket,
 ) -> None:
     from server.app import create_app
     from server.logs import forward_standard_logging, make_logger
     from server.metrics import Metrics
+    from server.rollout import start_rollout
     from server.start import start_pipeline
 
     started = time.monotonic()
     metrics, log = Metrics(), make_logger(settings.log_level)
-    pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log)
-    app = create_app(pipeline, settings, metrics=metrics, log=log)
+    if registered is None:
+        pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log)
+        app = create_app(pipeline, settings, metrics=metrics, log=log)
+    else:
+        pipeline, rollout = await start_rollout(settings, registered, metrics, log)
+        app = create_app(pipeline, settings, metrics=metrics, log=log, rollout=rollout)
     forward_standard_logging(log)
     serving = asdict(pipeline.serving())
     host, port = listener.getsockname()[:2]

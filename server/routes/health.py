@@ -8,7 +8,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from server.errors import Problem
 from server.gateway import gateway_of
-from server.schemas import CatalogueFacts, Status, problem_responses
+from server.rollout import Rollout
+from server.schemas import CatalogueFacts, GenerationFacts, Status, problem_responses
 from server.search import CatalogueStatus
 
 router = APIRouter(tags=["operation"])
@@ -42,6 +43,7 @@ async def readyz(request: Request) -> Status:
         index_version=serving.index_version,
         simulated=serving.simulated,
         items=serving.items,
+        generation=None if gateway.rollout is None else generation_facts(gateway.rollout),
         catalogue=_catalogue_facts(gateway.searcher.catalogue_status()),
     )
 
@@ -50,6 +52,18 @@ async def readyz(request: Request) -> Status:
 async def metrics(request: Request) -> Response:
     """The text exposition format."""
     return Response(gateway_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def generation_facts(rollout: Rollout) -> GenerationFacts:
+    """The live generation of a server that follows a registry."""
+    status = rollout.status()
+    return GenerationFacts(
+        version=status.generation,
+        alias=status.alias,
+        revision=status.revision,
+        champion=status.champion,
+        problem=status.problem,
+    )
 
 
 def _catalogue_facts(status: CatalogueStatus | None) -> CatalogueFacts | None:

@@ -110,3 +110,26 @@ def test_large_bodies_come_a_few_at_a_time(stub_client: Any, stub: Any):
             return
         until.wait(0.02)
     pytest.fail("the place was not given back")
+
+
+LOAD = "/admin/generations/abcd:load"
+
+
+def test_admin_is_for_this_machine_and_for_what_no_page_can_send(stub_client: Any):
+    client = stub_client()
+    assert client.post(LOAD, json={}).json()["type"] == "/problems/no-registry"
+    for headers in ({"host": "shop.example"}, {"x-forwarded-for": "192.0.2.1"}):
+        for answer in (
+            client.post(LOAD, json={}, headers=headers),
+            client.get("/admin/generations", headers=headers),
+        ):
+            assert [answer.status_code, answer.json()["type"]] == [403, "/problems/admin-refused"]
+    for sent in ({"content": b"{}"}, {"data": {"a": "b"}}, {}):
+        assert client.post(LOAD, **sent).status_code == 415
+
+
+def test_a_setting_opens_and_closes_admin(stub_client: Any):
+    closed = stub_client(admin=False).get("/admin/generations")
+    assert [closed.status_code, "admin" in closed.json()["detail"]] == [403, True]
+    opened = stub_client(admin=True).get("/admin/generations", headers={"host": "shop.example"})
+    assert opened.status_code == 409

@@ -22,6 +22,7 @@ ROUTES = [
     ("POST", "/v1/search"),
     ("GET", "/v1/search"),
     ("GET", "/v1/items/{item_id}"),
+    ("GET", "/v1/models"),
     ("GET", "/livez"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
@@ -31,6 +32,13 @@ CHANGES = [
     ("PATCH", "/v1/items"),
     ("DELETE", "/v1/items"),
     ("DELETE", "/v1/items/{item_id}"),
+]
+ADMIN = [
+    ("GET", "/admin/generations"),
+    *(
+        ("POST", f"/admin/generations/{{version}}:{what}")
+        for what in ("load", "promote", "rollback")
+    ),
 ]
 
 
@@ -42,7 +50,7 @@ def description(tiny_url: str) -> Any:
 
 def test_all_routes_are_fuzzed(description: Any):
     found = [(o.ok().method.upper(), o.ok().path) for o in description.get_all_operations()]
-    assert sorted(found) == sorted(ROUTES + CHANGES)
+    assert sorted(found) == sorted(ROUTES + CHANGES + ADMIN)
 
 
 @pytest.mark.parametrize(

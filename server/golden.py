@@ -1,0 +1,127 @@
+"""Golden queries: what a generation has to answer before it is served.
+
+They are lines of a file, or titles of items spread over the catalogue. Each is searched on the
+loaded generation as any search is. Everything found has to be legal: an item of its catalogue under
+its own SID, with a finite score, from the engine. And a share of the queries, the floor, has to
+find something.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from index.errors import ArtifactError, ConfigError
+from index.live.view import CatalogueView
+from server.generation import Generation
+from server.pipeline import Pipeline
+from server.schemas import Hit, SearchRequest
+
+SAMPLED_TITLES = 16
+MAX_QUERIES = 200
+HITS = 10
+TIMEOUT_S = 10.0
+"""Of one query; it waits in the engine's queue behind searches."""
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """What came of the queries. `itself`: titles that found their own item; None for queries of a
+    file. `seconds`: all together."""
+
+    queries: int
+    answered: int
+    itself: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenQuery:
+    """`item_id`: the item whose title it is."""
+
+    text: str
+    item_id: str | None = None
+
+
+def read_queries(path: Path) -> list[GoldenQuery]:
+    """The lines of a file, empty ones left out; the first MAX_QUERIES of them.
+
+    Raises ConfigError when there are none.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"golden_queries {path} cannot be read: {error}") from None
+    texts = (line.replace("\0", "").strip() for line in lines)
+    queries = [GoldenQuery(text) for text in texts if text]
+    if not queries:
+        raise ConfigError(f"golden_queries {path} holds no query; write one a line")
+    return queries[:MAX_QUERIES]
+
+
+def sampled_titles(view: CatalogueView, count: int = SAMPLED_TITLES) -> list[GoldenQuery]:
+    """Titles of items spread evenly over a catalogue; fewer where items were removed."""
+    if not len(view.items):
+        return []
+    rows = np.unique(np.linspace(0, len(view.items) - 1, count).astype(np.int64))
+    found: list[GoldenQuery] = []
+    for item in view.items.get_many(rows):
+        item_id, title = str(item["item_id"]), str(item["title"])
+        if view.items.row_of(item_id) is not None and title.strip():
+            found.append(GoldenQuery(title, item_id))
+    return found
+
+
+async def run_golden(
+    pipeline: Pipeline, generation: Generation, queries: list[GoldenQuery], floor: float
+) -> Golden:
+    """Search them all, one after the other.
+
+    Raises ArtifactError that names the query for an answer that is not legal, and when fewer than
+    `floor` of the queries find anything.
+    """
+    started, answered, itself = time.monotonic(), 0, 0
+    for query in queries:
+        hits = await _search(pipeline, generation, query)
+        for hit in hits:
+            _check_legal(generation.view, query, hit)
+        answered += bool(hits)
+        itself += any(hit.item_id == query.item_id for hit in hits)
+    if answered < floor * len(queries):
+        raise ArtifactError(
+            f"golden queries: {answered} of {len(queries)} found something, the floor is {floor:g}"
+        )
+    titles = all(query.item_id is not None for query in queries)
+    seconds = time.monotonic() - started
+    return Golden(len(queries), answered, itself if titles else None, seconds)
+
+
+async def _search(pipeline: Pipeline, generation: Generation, query: GoldenQuery) -> list[Hit]:
+    """Hits that the engine gave; a busy one is asked again."""
+    request = SearchRequest(query=query.text, limit=HITS, explain=True)
+    reason = ""
+    for _ in range(TRIES):
+        deadline = time.monotonic() + TIMEOUT_S
+        hits, degraded = await pipeline.try_out(generation, request, deadline)
+        if not degraded:
+            return hits
+        reason = degraded[0]
+    raise ArtifactError(f"golden query {query.text!r}: no answer of the engine ({reason})")
+
+
+def _check_legal(view: CatalogueView, query: GoldenQuery, hit: Hit) -> None:
+    row = view.items.row_of(hit.item_id)
+    sid = None
+    if row is not None:
+        leaf = view.postings.leaf_of_row[np.array([row])]
+        sid = view.layout.format(view.trie.codes_of_leaves(leaf)[0])
+    if sid != hit.sid or not math.isfinite(hit.score):
+        raise ArtifactError(
+            f"golden query {query.text!r}: item {hit.item_id} came under {hit.sid} with score "
+            f"{hit.score}, in the catalogue it is {sid or 'not there'}"
+        )

@@ -1,0 +1,390 @@
+"""A server follows a registry: swap, roll back, refuse, converge, and mix nothing."""
+
+import asyncio
+import gc
+import io
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+import server.memory
+from index.errors import ConfigError
+from index.snapshot import Snapshot
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.registry import promotion
+from models.registry.publication import publish
+from models.registry.registry import Provenance, Registry
+from server.app import create_app
+from server.choice import choose_registered
+from server.logs import make_logger
+from server.metrics import Metrics
+from server.rollout import start_rollout
+from server.settings import Settings
+
+CONVERGED_S = 2.0
+QUERY = {"query": "red oak desk", "limit": 36, "explain": True}
+
+
+class Published(NamedTuple):
+    """A registry and the versions in it. `second` shares the snapshot of `first`, the champion;
+    `foreign` is of another codec, other encoder, other SIDs."""
+
+    path: Path
+    first: str
+    second: str
+    foreign: str
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.path)
+
+
+@pytest.fixture(scope="module")
+def filled(
+    tiny_pair: tuple[Path, Path], other_snapshot: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Published:
+    folder = tmp_path_factory.mktemp("rollout")
+    opened = Checkpoint.open(tiny_pair[1])
+    model, settings = opened.load_model(), opened.settings
+    codec_id = Snapshot.open(other_snapshot).codec.id
+    changed = {
+        "second": replace(settings, level_prior_beta=1.0),
+        "foreign": replace(settings, codec_id=codec_id),
+    }
+    for name, its in changed.items():
+        save_checkpoint(folder / name, model, opened.tokenizer, its, {})
+    registry = Registry(folder / "registry")
+    pairs = (
+        tiny_pair,
+        (tiny_pair[0], folder / "second"),
+        (other_snapshot, folder / "foreign"),
+    )
+    versions = [publish(registry, *pair).record.version for pair in pairs]
+    promotion.promote(registry, versions[0], by=Provenance("test", "first"))
+    return Published(registry.path, *versions)
+
+
+@pytest.fixture
+def published(filled: Published, tmp_path: Path) -> Published:
+    """A registry of the test's own, `first` champion."""
+    shutil.copytree(filled.path, tmp_path / "registry")
+    return filled._replace(path=tmp_path / "registry")
+
+
+@pytest.fixture
+def follow(
+    published: Published, start_server: Callable[[Any], httpx.Client]
+) -> Callable[..., httpx.Client]:
+    """`follow(**settings)` → a client of a server that follows the registry."""
+
+    def start(**changes: Any) -> httpx.Client:
+        return start_server(following(published, **changes))
+
+    return start
+
+
+def following(published: Published, **changes: Any) -> Any:
+    given = {"catalogue_changes": False, "patience": 0} | changes
+    settings = Settings(registry=published.path, engine_threads=1, beam_width=64, **given)
+    metrics, log = Metrics(), make_logger("info", io.StringIO())
+    registered = choose_registered(settings)
+    assert registered is not None
+    pipeline, rollout = asyncio.run(start_rollout(settings, registered, metrics, log))
+    return create_app(pipeline, settings, metrics=metrics, log=log, rollout=rollout)
+
+
+def ask(client: httpx.Client, version: str, what: str, **body: Any) -> httpx.Response:
+    return client.post(f"/admin/generations/{version}:{what}", json=body)
+
+
+def live(client: httpx.Client) -> dict[str, Any]:
+    return client.get("/readyz").json()["generation"]
+
+
+def tables(published: Published) -> dict[tuple[str, str], dict[str, str]]:
+    """(model version, index version) → item id → SID, of every generation's own snapshot."""
+    registry, found = published.registry, dict[tuple[str, str], dict[str, str]]()
+    for record in registry.records()[0]:
+        snapshot = Snapshot.open(registry.paths(record)[0], verify=False)
+        codes = snapshot.trie.codes_of_leaves(snapshot.postings.leaf_of_row)
+        ids = snapshot.items.item_ids(range(len(snapshot.items)))
+        sids = {item: snapshot.layout.format(row) for item, row in zip(ids, codes, strict=True)}
+        found[record.pairing.checkpoint, record.pairing.snapshot] = sids
+    return found
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    """Seconds until it holds."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + seconds
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+def test_searches_during_swaps_never_fail_and_never_mix(
+    published: Published, follow: Callable[..., httpx.Client]
+):
+    client, own = follow(), tables(published)
+    truth: dict[tuple[str, str], dict[str, float]] = {}
+    for version in (published.second, published.foreign, published.first):
+        assert ask(client, version, "promote").status_code == 200
+        found = client.post("/v1/search", json=QUERY).json()
+        scores = {hit["item_id"]: hit["score"] for hit in found["hits"]}
+        truth[found["model_version"], found["index_version"]] = scores
+    assert len(truth) == 3
+    stop, seen = threading.Event(), dict.fromkeys(truth, 0)
+
+    def search() -> int:
+        with httpx.Client(base_url=client.base_url, timeout=30) as own_client:
+            asked = 0
+            while not stop.is_set():
+                answer = own_client.post("/v1/search", json=QUERY)
+                assert answer.status_code == 200
+                found = answer.json()
+                assert found["degraded"] == []
+                which = found["model_version"], found["index_version"]
+                assert {hit["item_id"]: hit["sid"] for hit in found["hits"]} == own[which]
+                for hit in found["hits"]:
+                    assert hit["score"] == pytest.approx(truth[which][hit["item_id"]], abs=1e-3)
+                seen[which] += 1
+                asked += 1
+            return asked
+
+    with ThreadPoolExecutor(4) as threads:
+        searches = [threads.submit(search) for _ in range(4)]
+        try:
+            for _ in range(2):
+                for version in (published.second, published.foreign, published.first):
+                    promoted = ask(client, version, "promote", who="ann", why="because")
+                    assert promoted.json()["live"]["version"] == version
+                    time.sleep(0.05)
+            back = ask(client, "champion", "rollback", why="p99 doubled")
+            assert back.json()["live"] == live(client)
+            assert live(client)["version"] == published.foreign
+        finally:
+            stop.set()
+        assert sum(one.result() for one in searches) > 20
+    assert min(seen.values()) > 0
+    events = published.registry.events()
+    assert [events[-1][key] for key in ("what", "champion", "why")] == [
+        "rollback",
+        published.foreign,
+        "p99 doubled",
+    ]
+    assert [events[-2][key] for key in ("what", "who", "why")] == ["promote", "ann", "because"]
+
+
+def test_load_ahead_promote_and_roll_back(
+    published: Published, follow: Callable[..., httpx.Client]
+):
+    client = follow()
+    loaded = ask(client, published.second[:6], "load").json()
+    assert [one["version"] for one in loaded["loaded"]] == [published.first, published.second]
+    assert loaded["loaded"][1]["golden"]["answered"] == loaded["loaded"][1]["golden"]["queries"]
+    assert loaded["live"]["version"] == published.first
+    held = {lease.generation for lease in published.registry.leases()}
+    assert held == {published.first, published.second}
+    promoted = ask(client, published.second, "promote", expected_champion="champion").json()
+    assert promoted["live"]["alias"] == "champion"
+    assert client.get("/v1/models").json()["models"][0]["generation"] == promoted["live"]
+    metrics = client.get("/metrics").text
+    assert f'alias="champion",generation="{published.second}"' in metrics
+    assert "onesearch_generation_promotions_total 1.0" in metrics
+    moved = ask(client, published.first, "promote", expected_champion=published.first)
+    assert [moved.status_code, moved.json()["type"]] == [409, "/problems/champion-moved"]
+    # The one before is still in memory, so this is only a flip.
+    back = ask(client, published.second, "rollback").json()
+    assert back["live"]["version"] == published.first
+    again = ask(client, published.second, "rollback")
+    assert again.json()["type"] == "/problems/champion-moved"
+    known = client.get("/admin/generations").json()
+    assert {one["version"]: one["aliases"] for one in known["generations"]} == {
+        published.first: ["champion"],
+        published.second: ["previous"],
+        published.foreign: [],
+    }
+
+
+def test_the_catalogues_changes_are_carried_over_and_another_snapshot_has_its_own(
+    published: Published, follow: Callable[..., httpx.Client], tmp_path: Path
+):
+    client = follow(catalogue_changes=True, live_directory=tmp_path / "live")
+    for item in ("i0", "i1"):
+        assert client.delete(f"/v1/items/{item}").status_code == 200
+        version = published.second if item == "i0" else published.first
+        assert ask(client, version, "promote").status_code == 200
+    assert client.get("/readyz").json()["items"] == 34
+    assert ask(client, published.foreign, "promote").status_code == 200
+    assert client.get("/readyz").json()["items"] == 36
+    assert client.delete("/v1/items/i2").status_code == 200
+    assert ask(client, "champion", "rollback").status_code == 200
+    assert client.get("/readyz").json()["items"] == 34
+    assert client.delete("/v1/items/i3").status_code == 200
+
+
+def test_what_cannot_be_served_is_refused_and_the_champion_serves_on(
+    published: Published,
+    follow: Callable[..., httpx.Client],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    golden = tmp_path / "golden.txt"
+    golden.write_text("red oak desk\n\nno such words\n")
+    client, registry = follow(golden_queries=golden), published.registry
+    missing = ask(client, "0000000", "promote")
+    assert [missing.status_code, missing.json()["type"]] == [404, "/problems/generation-not-found"]
+
+    def refused(version: str, what: str = "promote") -> str:
+        answer = ask(client, version, what)
+        assert [answer.status_code, answer.json()["type"]] == [409, "/problems/generation-refused"]
+        assert str(published.path) not in answer.text
+        assert live(client)["version"] == published.first
+        assert registry.aliases().champion == published.first
+        assert client.post("/v1/search", json=QUERY).json()["degraded"] == []
+        return answer.json()["detail"]
+
+    _, checkpoint = registry.paths(registry.record(published.second))
+    weights = checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert f"checkpoints/{checkpoint.name}/model.safetensors" in refused(published.second)
+    weights.unlink()
+    assert "model.safetensors" in refused(published.second, "load")
+    weights.write_bytes(whole)
+    monkeypatch.setattr(server.memory, "RESERVE_BYTES", 1 << 60)
+    assert "are available" in refused(published.second)
+    monkeypatch.undo()
+    assert {lease.generation for lease in registry.leases()} == {published.first}
+    assert ask(client, published.second, "load").json()["loaded"][1]["golden"]["queries"] == 2
+    assert "onesearch_generation_refusals_total 3.0" in client.get("/metrics").text
+
+
+def test_a_generation_that_finds_too_little_is_not_taken(
+    published: Published, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+):
+    async def nothing(*_: Any) -> tuple[list[Any], tuple[str, ...]]:
+        return [], ()
+
+    client = follow()
+    monkeypatch.setattr("server.pipeline.Pipeline.try_out", nothing)
+    answer = ask(client, published.second, "promote")
+    assert "0 of 16 found something, the floor is 0.9" in answer.json()["detail"]
+    assert live(client)["version"] == published.first
+
+
+def test_three_servers_converge_on_what_any_process_promotes(
+    published: Published, serve: Callable[[Any], AbstractContextManager[str]]
+):
+    with (
+        serve(following(published)) as one,
+        serve(following(published)) as two,
+        serve(following(published)) as three,
+        httpx.Client(timeout=10) as client,
+    ):
+        urls = (one, two, three)
+
+        def served() -> set[str]:
+            answers = [client.get(f"{url}/readyz").json() for url in urls]
+            return {answer["generation"]["version"] for answer in answers}
+
+        promotion.promote(published.registry, published.foreign)
+        assert until(lambda: served() == {published.foreign}) < CONVERGED_S
+        promotion.rollback(published.registry)
+        assert until(lambda: served() == {published.first}) < CONVERGED_S
+        promoted = client.post(f"{one}/admin/generations/{published.second}:promote", json={})
+        assert promoted.status_code == 200
+        assert until(lambda: served() == {published.second}) < CONVERGED_S
+
+
+def test_a_champion_that_cannot_be_loaded_is_not_served_and_the_server_says_why(
+    published: Published, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("server.rollout.RETRY_S", 0.2)
+    client, registry = follow(), published.registry
+    _, checkpoint = registry.paths(registry.record(published.second))
+    config = checkpoint / "config.json"
+    whole = config.read_bytes()
+    config.write_bytes(b" " * len(whole))
+    promotion.promote(registry, published.second, verify=False)
+    until(lambda: live(client)["problem"] != "")
+    told = live(client)
+    assert [told["version"], told["champion"]] == [published.first, published.second]
+    assert told["alias"] == "previous"
+    assert f"checkpoints/{checkpoint.name}/config.json" in told["problem"]
+    assert "onesearch_generation_behind 1.0" in client.get("/metrics").text
+    assert client.post("/v1/search", json=QUERY).status_code == 200
+    config.write_bytes(whole)
+    until(lambda: live(client)["version"] == published.second)
+    assert live(client)["problem"] == ""
+
+
+def test_a_restart_comes_up_on_the_champion_or_on_previous_and_says_so(
+    published: Published, follow: Callable[..., httpx.Client]
+):
+    registry = published.registry
+    promotion.promote(registry, published.second)
+    assert live(follow())["version"] == published.second
+    _, checkpoint = registry.paths(registry.record(published.second))
+    (checkpoint / "manifest.json").write_text("{")
+    client = follow()
+    told = live(client)
+    assert [told["version"], told["alias"]] == [published.first, "previous"]
+    assert f"champion {published.second}" in told["problem"]
+    # What serves may be made champion.
+    assert ask(client, published.first, "promote").json()["live"]["alias"] == "champion"
+    assert live(client)["problem"] == ""
+
+
+def test_what_is_served_without_a_registry(published: Published, tmp_path: Path, plain: Any):
+    champion = tmp_path / "champion.json"
+    assert choose_registered(Settings(registry=tmp_path / "none")) is None
+    assert choose_registered(Settings(champion=champion)) is None
+    both = Settings(champion=champion, registry=published.path)
+    assert choose_registered(both) is not None
+    given = Settings(registry=published.path, snapshot=tmp_path, checkpoint=tmp_path)
+    assert choose_registered(given) is None
+    empty = Registry(tmp_path / "empty")
+    empty.make()
+    with pytest.raises(ConfigError, match="has no champion"):
+        choose_registered(Settings(registry=empty.path, champion=champion))
+    champion.write_text("{}")
+    assert choose_registered(Settings(registry=empty.path, champion=champion)) is None
+    answer = plain.get("/admin/generations")
+    assert [answer.status_code, answer.json()["type"]] == [409, "/problems/no-registry"]
+
+
+def test_a_generation_leaves_memory_with_its_last_search(published: Published):
+    async def scenario() -> None:
+        settings = Settings(registry=published.path, engine_threads=1, catalogue_changes=False)
+        registered = choose_registered(settings)
+        assert registered is not None
+        log = make_logger("error", io.StringIO())
+        pipeline, rollout = await start_rollout(settings, registered, Metrics(), log)
+        weights = weakref.ref(pipeline.live.runner.weights.level_output[0])
+        # In the end only what is live and the one before it are in memory.
+        await rollout.promote(published.second, Provenance())
+        assert weights() is not None
+        await rollout.promote(published.foreign, Provenance())
+        await rollout.promote(published.second, Provenance())
+        assert weights() is None
+        assert len(published.registry.leases()) == 2
+        await rollout.close()
+        await pipeline.close()
+        assert published.registry.leases() == []
+
+    gc.disable()
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.enable()
