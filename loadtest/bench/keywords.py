@@ -4,8 +4,10 @@ Tables:
 
 reads      what a search pays for a hit: remembered by the process, or read from Redis
 searches   p99 of `/v1/search` with warm keywords, an empty store, a full queue, a generator that
-           takes 30 seconds, and with Redis that refuses or hangs; a server for each, in turns, one
-           client that sends its next search when it has its answer
+           takes 30 seconds, and with Redis that refuses or hangs; a server for each, in turns, with
+           one client that sends its next search when it has its answer, and with searches that come
+           at random times, 60 a second, whatever became of those before; the median
+           of the turns' p99
 jobs       jobs per second of one worker with a null generator: ours, and taskiq with taskiq-redis's
            stream broker, which stores one value per job as well; what each leaves in Redis; which
            share of the warm jobs was handed out before the last live one
@@ -34,7 +36,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from loadtest.bench.kills import COMMAND, survive
-from loadtest.bench.load import ANSWERED, Tally, press
+from loadtest.bench.load import ANSWERED, Tally, offer, press
 from loadtest.bench.overload import Server, demo_pair, serving
 from loadtest.bench.report import Row, row
 from loadtest.bench.taskiq_peer import LIVE, MISSING, WARM, TaskiqPeer, is_installed
@@ -60,6 +62,10 @@ REDIS_BOUND_MS = 0.3
 ALLOWED_MS = 5.0
 JOBS_BOUND = 1000.0
 SLOW_S = 30.0
+RATE = 60.0
+CLIENT_S, RATE_S = 1.0, 2.5
+"""Of one turn of a server, with one client and with `RATE` searches a second."""
+ONE_CLIENT, AT_RATE = "one client", f"{RATE:.0f} a second"
 LEASE_S = 1.0
 PATIENCE_S = 6.0
 Result = TypeVar("Result")
@@ -326,7 +332,7 @@ async def _recovery(server: EmbeddedServer) -> list[Row]:
 
 
 def _searches(quick: bool, snapshot: Path | None, checkpoint: Path | None) -> list[Row]:
-    rounds, seconds = (2, 2.0) if quick else (4, 2.5)
+    rounds = 2 if quick else 5
     with _embedded() as (redis_server, folder), ExitStack() as stack:
         if snapshot is None or checkpoint is None:
             snapshot, checkpoint = demo_pair(folder)
@@ -354,7 +360,7 @@ def _searches(quick: bool, snapshot: Path | None, checkpoint: Path | None) -> li
             )
         slow_prefix = f"bench{list(settings).index('30 s generator')}"
         stack.enter_context(_slow_worker(redis_server, slow_prefix))
-        return _in_loop(_measure(redis_server, list(settings), servers, rounds, seconds))
+        return _in_loop(_measure(redis_server, list(settings), servers, rounds))
 
 
 async def _measure(
@@ -362,7 +368,6 @@ async def _measure(
     names: list[str],
     servers: dict[str, Server],
     rounds: int,
-    seconds: float,
 ) -> list[Row]:
     redis = RedisConnection(redis_server.url, TIMEOUT_S)
     for number, name in enumerate(names):
@@ -379,45 +384,54 @@ async def _measure(
                 key = keys.keywords(VERSION, request.normalised, None)
                 await redis.command("SET", key, _stored_value(request.normalised))
     await redis.close()
-    random = np.random.default_rng(3)
     for name in names:
-        await _press(servers[name], 1.0, random)
-    tallies: dict[str, list[Tally]] = {name: [] for name in names}
+        await _searched(servers[name], ONE_CLIENT, seed=rounds)
+    found: dict[tuple[str, str], list[Tally]] = {
+        (load, name): [] for load in (ONE_CLIENT, AT_RATE) for name in names
+    }
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            tallies[name].append(await _press(servers[name], seconds, random))
-    latencies = {name: _latencies(found) for name, found in tallies.items()}
-    calm = float(np.quantile(latencies["warm keywords"], 0.99))
-    return [
-        row(
-            "p99 of /v1/search by the state of the keywords",
-            {"state": name, "clients": 1},
-            float(np.quantile(found, 0.99)),
-            {"warm keywords + 5 ms": calm + ALLOWED_MS},
-            "ms",
-            p50_ms=_rounded(np.median(found)),
-            answered=len(found),
-            degraded=sum(tally.outcomes["degraded"] for tally in tallies[name]),
+            for load in (ONE_CLIENT, AT_RATE):
+                # The same searches at the same times for all: chance makes no difference.
+                found[load, name].append(await _searched(servers[name], load, seed=number))
+    latencies = {key: [_milliseconds(tally) for tally in tallies] for key, tallies in found.items()}
+    rows: list[Row] = []
+    for (load, name), tallies in found.items():
+        own, calm = (_p99s(latencies[load, state]) for state in (name, "warm keywords"))
+        rows.append(
+            row(
+                "p99 of /v1/search by the state of the keywords",
+                {"load": load, "state": name},
+                own,
+                {"warm keywords + 5 ms": float(np.median(calm)) + ALLOWED_MS},
+                "ms",
+                p50_ms=_rounded(np.median(np.concatenate(latencies[load, name]))),
+                offered=sum(tally.offered for tally in tallies),
+                answered=sum(len(part) for part in latencies[load, name]),
+                degraded=sum(tally.outcomes["degraded"] for tally in tallies),
+            )
         )
-        for name, found in latencies.items()
-    ]
+    return rows
 
 
-async def _press(server: Server, seconds: float, random: np.random.Generator) -> Tally:
-    # One client: what is measured is a search's own time, not how long it stood in a queue.
-    return await press(server.port, server.requests(), clients=1, seconds=seconds, random=random)
+async def _searched(server: Server, load: str, seed: int) -> Tally:
+    # One client: a search's own time, not how long it stood in a queue.
+    random = np.random.default_rng(seed)
+    port, requests = server.port, server.requests()
+    if load == ONE_CLIENT:
+        return await press(port, requests, clients=1, seconds=CLIENT_S, random=random)
+    return await offer(port, requests, rate=RATE, seconds=RATE_S, random=random)
 
 
-def _latencies(tallies: Sequence[Tally]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Milliseconds of all answers."""
-    found = [
-        value
-        for tally in tallies
-        for outcome in ANSWERED
-        for value in tally.latencies.get(outcome, ())
-    ]
+def _milliseconds(tally: Tally) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What all answers took."""
+    found = [value for outcome in ANSWERED for value in tally.latencies.get(outcome, ())]
     return np.array(found) * 1000
+
+
+def _p99s(turns: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> list[float]:
+    return [float(np.quantile(turn, 0.99)) for turn in turns]
 
 
 @contextmanager
