@@ -23,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from decoding.engine import Engine, EngineStats, Hypotheses, Prompt
 from decoding.errors import DeadlineExceeded, EngineOverloaded, GenerationReplaced
 from index.items import ItemFilter
-from index.live.catalogue import CatalogueBusy, CatalogueClosed
+from index.live.catalogue import CatalogueBusy, CatalogueClosed, CatalogueUnsure
 from index.live.changes import Change
 from index.live.filters import Allowed
 from index.live.view import CatalogueView
@@ -182,9 +182,10 @@ class Pipeline:
             if generation.catalogue is None:
                 raise Problem("catalogue-read-only", "this server only reads its catalogue")
             try:
-                made = generation.catalogue.submit(changes)
-                # What was handed in is done, whoever still waits for it.
-                applied = await asyncio.shield(asyncio.wrap_future(made))
+                made = asyncio.wrap_future(generation.catalogue.submit(changes))
+                # What was handed in is done, whoever still waits for it; nobody may any more.
+                made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                applied = await asyncio.shield(made)
             except CatalogueBusy:
                 raise Problem(
                     "overloaded",
@@ -192,10 +193,14 @@ class Pipeline:
                     retry_after_s=self._settings.retry_after_s,
                 ) from None
             except CatalogueClosed as error:
-                self._log.error("changes not made", changes=len(changes), detail=str(error))
+                unsure = isinstance(error, CatalogueUnsure)
+                event = "changes may not be made" if unsure else "changes not made"
+                self._log.error(event, changes=len(changes), detail=str(error))
                 raise Problem(
                     "changes-unavailable",
-                    "the changes were not made; the server's log says why",
+                    "whether the changes were made is not known; send them again"
+                    if unsure
+                    else "the changes were not made; the server's log says why",
                     retry_after_s=self._settings.retry_after_s,
                 ) from None
         return ChangeOutcome(

@@ -60,6 +60,12 @@ def metric(client: httpx.Client, name: str) -> float:
     return float(match.group(1))
 
 
+def writer() -> psutil.Process:
+    """The process that writes the catalogue of this one."""
+    [child] = [one for one in psutil.Process().children() if "index.live.writer" in one.cmdline()]
+    return child
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 20
     while not condition():
@@ -237,17 +243,33 @@ def test_changes_are_kept_over_closing_and_opening(own_pair: tuple[Path, Path]):
 def test_a_full_disk_is_told_and_searches_go_on(changing: Changing):
     client = changing(retry_after_s=5)
     change(client, "PUT", items=[STOOL])
-    [writer] = [
-        child.pid for child in psutil.Process().children() if "index.live.writer" in child.cmdline()
-    ]
-    before = resource.prlimit(writer, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    pid = writer().pid
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
     response = client.delete(f"{ITEMS}/i0")
-    resource.prlimit(writer, resource.RLIMIT_FSIZE, before)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
     assert [response.status_code, response.headers["retry-after"]] == [503, "5"]
     assert response.json()["type"] == "/problems/changes-unavailable"
     assert len(found(client)) == 37
     assert client.delete(f"{ITEMS}/i0").json()["sequence"] == 2
     assert len(found(client)) == 36
+
+
+def test_a_killed_writer_is_told_as_what_it_is(changing: Changing):
+    client = changing()
+    change(client, "DELETE", item_ids=["i0"])
+    process = writer()
+    process.suspend()
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(client.delete, f"{ITEMS}/i1")
+        time.sleep(0.2)
+        assert len(found(client)) == 35
+        process.kill()
+        response = asked.result(20)
+    assert [response.status_code, "retry-after" in response.headers] == [503, True]
+    assert response.json()["type"] == "/problems/changes-unavailable"
+    assert "not known" in response.json()["detail"]
+    wait_until(lambda: client.delete(f"{ITEMS}/i1").status_code in (200, 404))
+    assert len(found(client)) == 34
 
 
 def test_what_changed_is_in_metrics_and_readiness(changing: Changing):
