@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 import server.memory
+from decoding.native.engine import NativeEngine
 from index.errors import ConfigError
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint, save_checkpoint
@@ -281,6 +282,33 @@ def test_a_generation_that_finds_too_little_is_not_taken(
     answer = ask(client, published.second, "promote")
     assert "0 of 16 found something, the floor is 0.9" in answer.json()["detail"]
     assert live(client)["version"] == published.first
+
+
+def test_an_engine_with_one_set_of_weights_is_tried_between_its_swap_and_the_flip(
+    published: Published, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+):
+    swapped: list[Any] = []
+    swap = NativeEngine.swap
+
+    async def watched(engine: NativeEngine, runner: Any) -> None:
+        swapped.append(runner)
+        await swap(engine, runner)
+
+    async def nothing(*_: Any) -> tuple[list[Any], tuple[str, ...]]:
+        assert len(swapped) == 1
+        return [], ()
+
+    monkeypatch.setattr("server.rollout.Rollout._tries_beside", False)
+    monkeypatch.setattr(NativeEngine, "swap", watched)
+    client = follow()
+    with monkeypatch.context() as patch:
+        patch.setattr("server.pipeline.Pipeline.try_out", nothing)
+        assert "0 of 16" in ask(client, published.second, "promote").json()["detail"]
+    assert live(client)["version"] == published.registry.aliases().champion == published.first
+    # The new weights, then the old ones again.
+    assert [len(swapped), swapped[0] is swapped[1]] == [2, False]
+    promoted = ask(client, published.second, "promote").json()
+    assert promoted["loaded"][0]["golden"]["answered"] == 16
 
 
 def test_three_servers_converge_on_what_any_process_promotes(
