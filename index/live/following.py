@@ -1,8 +1,10 @@
 """A catalogue that another process writes: this one searches, and follows.
 
 The writer (`index.live.writer`) plans, encodes, logs and merges. What is left to do here for a
-batch is to lay down its delta and to answer the callers; searches beside it hardly notice. One
-thread does it, so a caller that was answered finds its changes in `view`.
+batch is to lay down its delta and to answer the callers. A delta is laid down by who first asks for
+`view` after it came: a search then does not wait for the interpreter in its middle, and where
+nobody searches, several are laid down at a time. So a caller that was answered finds its changes in
+`view`.
 
 Where the writer dies, searches go on with the view that they have, callers that wait hear that
 nobody knows what became of their changes, and another writer is started: it opens what the log has,
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -53,6 +56,8 @@ its log."""
 ANSWER_S = 30.0
 """Callers hear after this long that a writer does not answer: it was stopped, or its disk hangs."""
 _LOOK_S = 0.5
+MAX_UNLAID = 8
+"""Deltas that may wait for somebody who asks for the view."""
 _notes = logging.getLogger(__name__)
 
 
@@ -83,6 +88,8 @@ class FollowingCatalogue(LiveCatalogue):
         self._origin = snapshot
         self._verify = verify
         self._view: CatalogueView | None = None
+        self._unlaid: deque[bytearray] = deque()
+        self._laying = threading.Lock()
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._hearing: Channel | None = None
@@ -119,6 +126,8 @@ class FollowingCatalogue(LiveCatalogue):
 
     @property
     def view(self) -> CatalogueView:
+        if self._unlaid:
+            self._lay_down()
         assert self._view is not None, "an opened catalogue has a view"
         return self._view
 
@@ -282,7 +291,9 @@ class FollowingCatalogue(LiveCatalogue):
 
     def _hear(self, channel: Channel, kind: Kind, body: bytearray) -> None:
         if kind is Kind.DELTA:
-            self._view = self.view.with_delta(Delta.from_bytes(body))
+            self._unlaid.append(body)
+            if len(self._unlaid) >= MAX_UNLAID:
+                self._lay_down()
         elif kind is Kind.ANSWERS:
             self._answer(body)
         elif kind is Kind.FAILED:
@@ -300,7 +311,11 @@ class FollowingCatalogue(LiveCatalogue):
         elif kind is Kind.MOVED:
             assert self._line is not None
             line, self._line = self._line, None
-            self._view = line.end()
+            moved = line.end()
+            with self._laying:
+                # In this order: whoever sees nothing unlaid takes the view as it is.
+                self._view = moved
+                self._unlaid.clear()
         elif kind is Kind.OPENED:
             self._open(channel, orjson.loads(body))
         elif kind is Kind.DONE:
@@ -312,6 +327,23 @@ class FollowingCatalogue(LiveCatalogue):
             assert kind is Kind.REFUSED
             name, text = orjson.loads(body)
             raise (CatalogueHeld if name == CatalogueHeld.__name__ else ArtifactError)(text)
+
+    def _lay_down(self) -> None:
+        """Bring the view to what was told so far."""
+        with self._laying:
+            while self._unlaid:
+                assert self._view is not None
+                try:
+                    self._view = self._view.with_delta(Delta.from_bytes(self._unlaid[0]))
+                except Exception:  # noqa: BLE001  a search must not fail by it
+                    # Searches go on with the view as it is, until another writer's is there.
+                    _notes.exception("changes cannot be followed")
+                    self._unlaid.clear()
+                    child = self._child
+                    if child is not None:
+                        child.kill()
+                    return
+                self._unlaid.popleft()
 
     def _open(self, channel: Channel, note: str) -> None:
         """Changes are taken from now on."""
