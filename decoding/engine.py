@@ -64,6 +64,9 @@ class EngineStats:
     swaps: int
     wave_s: float
     """Recent seconds per wave, exponentially smoothed."""
+    restarts: int = 0
+    """How often a process that computes ended and was started again."""
+    restarting: bool = False
 
 
 class Engine(Protocol):
@@ -85,7 +88,8 @@ class Engine(Protocol):
         not: who pinned a generation names it, so that a swap in between changes nothing for them;
         None means the live one. `trie` is the generation's own with changes to the catalogue;
         None means without. Raises DeadlineExceeded, as soon as the deadline passes,
-        EngineOverloaded, EngineClosed, ConfigError for prompts or filters that do not fit.
+        EngineOverloaded, EngineClosed, EngineRestarting, ConfigError for prompts or filters that
+        do not fit.
         """
         ...
 

@@ -4,6 +4,7 @@ OnesearchError
 ├── DeadlineExceeded    the search was not done in time
 ├── EngineOverloaded    the search was refused at once; try again after `retry_after_s`
 ├── EngineClosed        the engine is going away
+├── EngineRestarting    the engine broke and is being started again
 └── GenerationReplaced  the weights that the search names are no longer loaded
 """
 
@@ -26,6 +27,10 @@ class EngineOverloaded(OnesearchError):
 
 class EngineClosed(OnesearchError):
     """The engine no longer takes searches."""
+
+
+class EngineRestarting(OnesearchError):
+    """What the engine computes with has ended; it takes searches again as soon as it can."""
 
 
 class GenerationReplaced(OnesearchError):

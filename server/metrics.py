@@ -40,6 +40,7 @@ _ENGINE_GAUGES: dict[str, _Reading] = {
     "queued_prompts": ("Prompts that wait", lambda stats: stats.queued_prompts),
     "queued_rows": ("Beam rows that wait", lambda stats: stats.queued_rows),
     "running_prompts": ("Prompts of the present wave", lambda stats: stats.running_prompts),
+    "restarting": ("Whether it broke and is being started", lambda stats: stats.restarting),
     "wave_seconds": ("Recent time of a wave, smoothed", lambda stats: stats.wave_s),
 }
 _ENGINE_COUNTERS: dict[str, _Reading] = {
@@ -50,6 +51,7 @@ _ENGINE_COUNTERS: dict[str, _Reading] = {
     "shed": ("Prompts that the queue refused", lambda stats: stats.shed),
     "cancelled": ("Prompts that nobody waited for any more", lambda stats: stats.cancelled),
     "failed": ("Prompts that broke", lambda stats: stats.failed),
+    "restarts": ("Times it broke and was started again", lambda stats: stats.restarts),
     "swaps": ("Generations that went live after the first", lambda stats: stats.swaps),
 }
 _CatalogueReading = tuple[str, Callable[[LiveStatus], float]]

@@ -4,6 +4,9 @@ So the gateway's loop never waits for vLLM's messages, nor for its start. Search
 time as the rows of a batch allow, the others wait in their order; a fence holds all of them while
 weights are replaced, so that no search mixes two sets. There is one set of weights at a time: who
 names a generation that has been replaced gets `GenerationReplaced` and prepares the search again.
+
+When vLLM's process ends by itself, it is started again with the checkpoint that was live. Until
+then searches get `EngineRestarting` at once.
 """
 
 # vLLM lives in another environment than the one that is checked.
@@ -11,12 +14,11 @@ names a generation that has been replaced gets `GenerationReplaced` and prepares
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import sys
-import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,16 +31,17 @@ from decoding.errors import (
     DeadlineExceeded,
     EngineClosed,
     EngineOverloaded,
+    EngineRestarting,
     GenerationReplaced,
 )
 from decoding.scoring import check_prompt, check_search
-from decoding.vllm.driver import BeamDriver
 from decoding.vllm.gate import Gate
+from decoding.vllm.loop_thread import LoopThread
+from decoding.vllm.process import VllmProcess, check_heads
 from decoding.vllm.processor import read_vocabulary
-from decoding.vllm.rounds import Rounds
 from decoding.vllm.rows import Vocabulary
 from decoding.vllm.settings import VllmSettings
-from decoding.vllm.swap import ServedCheckpoint, swap_weights
+from decoding.vllm.swap import ServedCheckpoint, SwapFailed, swap_weights
 from decoding.weights import DecoderShape
 from index.errors import ArtifactError, OnesearchError
 from index.live.trie import AnyTrie
@@ -48,9 +51,12 @@ SMOOTHING = 0.2
 """Weight of the newest search in the smoothed times."""
 MIN_RETRY_S = 0.01
 CLOSE_TIMEOUT_S = 60.0
-SHUTDOWN_GRACE_S = 1.0
+RESTART_PAUSE_S = 1.0
+"""Between two attempts; doubled each time."""
+LONGEST_RESTART_PAUSE_S = 60.0
 WARM_UP_WIDTH = 4
 
+_LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -72,6 +78,7 @@ class _Counters:
     cancelled: int = 0
     failed: int = 0
     swaps: int = 0
+    restarts: int = 0
     search_s: float = 0.0
     row_s: float = 0.0
 
@@ -86,14 +93,15 @@ class VllmEngine:
         self._live = generation
         self._served = served
         self._counters = _Counters()
-        self._thread = _LoopThread()
+        self._thread = LoopThread("vllm-engine")
         self._closed = False
+        self._restarting = False
+        self._restart: asyncio.Task[None] | None = None
         self._vocabulary: Vocabulary
         self._longest_prompt: int
         self._tokens: int
-        self._llm: Any
-        self._rounds: Rounds
-        self._driver: BeamDriver
+        self._arguments: dict[str, Any]
+        self._process: VllmProcess
         self._gate: Gate
 
     @classmethod
@@ -141,7 +149,12 @@ class VllmEngine:
     @property
     def llm(self) -> Any:
         """The AsyncLLM. Its coroutines run on `run`'s loop only."""
-        return self._llm
+        return self._process.llm
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of vLLM's own processes."""
+        return self._process.process_ids
 
     async def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on vLLM's event loop."""
@@ -168,6 +181,8 @@ class VllmEngine:
             raise EngineClosed("the engine is closed")
         if not prompts:
             return []
+        if self._restarting:
+            raise EngineRestarting("vLLM ended and is being started again")
         return await self._thread.run(
             self._search(prompts, beam_width, filter, deadline, generation, searched)
         )
@@ -175,7 +190,7 @@ class VllmEngine:
     async def swap(self, generation: VllmGeneration, /) -> None:
         """Verify a checkpoint and load it over the live one, between searches: those that run end
         first, those that come wait. Raises ArtifactError for one that is refused, and SwapFailed;
-        the live one serves on. See decoding/vllm/swap.py."""
+        the live one serves on, if need be after a restart. See decoding/vllm/swap.py."""
         if self._closed:
             raise EngineClosed("the engine is closed")
         await self._thread.run(self._swap(generation))
@@ -189,7 +204,7 @@ class VllmEngine:
     @property
     def unanswered(self) -> int:
         """Requests that are in vLLM for searches; 0 when idle."""
-        return self._rounds.waiting
+        return self._process.rounds.waiting
 
     def stats(self) -> EngineStats:
         counters, gate = self._counters, self._gate
@@ -206,6 +221,8 @@ class VllmEngine:
             failed=counters.failed,
             swaps=counters.swaps,
             wave_s=counters.search_s,
+            restarts=counters.restarts,
+            restarting=self._restarting,
         )
 
     async def close(self) -> None:
@@ -222,39 +239,58 @@ class VllmEngine:
     async def _start(self, snapshot: Path | None) -> None:
         """On vLLM's loop. Blocks it for seconds; nothing else is on it yet."""
         os.environ.update(self.settings.environment())
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         self._vocabulary = read_vocabulary(self._served.path)
         if self.settings.device == "cpu":
-            _check_heads(self._served)
+            check_heads(self._served)
         levels = self._vocabulary.layout.levels
         positions = DecoderShape.from_directory(self._served.path).max_positions
         self._longest_prompt = min(self.settings.max_prompt_tokens, positions - levels)
         self._tokens = int(self._served.config["vocab_size"])
         self._gate = Gate(self.settings.max_rows)
-        arguments = self.settings.engine_arguments(
+        self._arguments = self.settings.engine_arguments(
             self._served.path, snapshot, self._longest_prompt + levels
         )
-        try:
-            with _unnamed_main():
-                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        except Exception as error:
-            raise OnesearchError(f"vLLM did not start: {type(error).__name__}: {error}") from error
-        self._rounds = Rounds(self._llm)
-        self._driver = BeamDriver(self._rounds, self._vocabulary)
+        await self._start_process()
+
+    async def _start_process(self) -> None:
+        arguments = self._arguments | {"model": str(self._served.path)}
+        self._process = await VllmProcess.start(arguments, self._vocabulary, self._ended)
         # Kernels are compiled at their first use, here and in vLLM's process.
         warm_up = Prompt(np.zeros(1, dtype=np.int32))
-        await self._driver.search(warm_up, WARM_UP_WIDTH, None, self._live.trie)
+        await self._process.driver.search(warm_up, WARM_UP_WIDTH, None, self._live.trie)
+
+    def _ended(self) -> None:
+        """vLLM has ended by itself, or has no weights. On its loop."""
+        if self._closed or self._restarting:
+            return
+        self._restarting = True
+        _LOG.error("vLLM has ended; it is started again with %s", self._served.path)
+        self._restart = asyncio.get_running_loop().create_task(self._start_again())
+
+    async def _start_again(self) -> None:
+        pause_s = RESTART_PAUSE_S
+        # Running searches have failed, or do now.
+        async with self._gate.fence():
+            while True:
+                self._process.stop()
+                try:
+                    await self._start_process()
+                    break
+                except Exception as error:  # noqa: BLE001  vLLM's are of any kind
+                    _LOG.error("vLLM does not start: %s; again in %.0f s", error, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_RESTART_PAUSE_S)
+            self._counters.restarts += 1
+            self._restarting = False
+        _LOG.warning("vLLM answers again")
 
     async def _stop(self) -> None:
-        if hasattr(self, "_rounds"):
+        if self._restart is not None:
+            self._restart.cancel()
+            await asyncio.wait([self._restart])
+        if hasattr(self, "_process"):
             await self._gate.close()
-            context = self._llm.engine_core.ctx
-            # Its process does not end of itself: vLLM ends it after this time.
-            self._llm.shutdown(timeout=SHUTDOWN_GRACE_S)
-            # vLLM closes its sockets, but not their context, of which this is a shadow.
-            context._shadow_obj.destroy(linger=0)
+            self._process.stop()
 
     async def _search(
         self,
@@ -301,12 +337,13 @@ class VllmEngine:
         filter: TrieFilter | None,
         trie: AnyTrie,
     ) -> list[Hypotheses]:
+        driver = self._process.driver
         if len(prompts) == 1:
-            return [await self._driver.search(prompts[0], beam_width, filter, trie)]
+            return [await driver.search(prompts[0], beam_width, filter, trie)]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._driver.search(prompt, beam_width, filter, trie))
+                    group.create_task(driver.search(prompt, beam_width, filter, trie))
                     for prompt in prompts
                 ]
         except BaseExceptionGroup as errors:
@@ -358,75 +395,25 @@ class VllmEngine:
                 # Before the next search begins.
                 self._live = generation
 
+        process, running = self._process, self._served
         try:
-            self._served = await swap_weights(self._llm, fence, self._served, generation.checkpoint)
-        except EngineClosed:
-            # It has no weights any more.
-            self._closed = True
+            self._served = await swap_weights(process, fence, running, generation.checkpoint)
+        except (ArtifactError, SwapFailed):
             raise
+        except Exception as error:
+            if process is not self._process:
+                # It waited until another was started.
+                await self._swap(generation)
+                return
+            if not (isinstance(error, EngineClosed) or process.ended):
+                raise
+            # It has no weights any more, or there is no it.
+            self._ended()
+            raise SwapFailed(
+                f"checkpoint {generation.checkpoint} was not loaded: vLLM failed and is started "
+                f"again with {running.path}"
+            ) from error
         self._counters.swaps += 1
-
-
-class _LoopThread:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._work, name="vllm-engine", daemon=True)
-        self._thread.start()
-
-    async def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Its result; who is cancelled here cancels it there."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
-
-    def stop(self) -> None:
-        """End the loop. Blocks until the thread has ended."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(CLOSE_TIMEOUT_S)
-
-    def _work(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.sleep(0))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        finally:
-            self._loop.close()
-
-
-def _check_heads(served: ServedCheckpoint) -> None:
-    """Raises ArtifactError for heads that vLLM's CPU kernels do not know: it would end at the first
-    request."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    shape, known = DecoderShape.from_json(served.config), _head_sizes(CPUAttentionBackend)
-    if shape.head_dim not in known:
-        raise ArtifactError(
-            f"checkpoint {served.path} has heads of {shape.head_dim} numbers, vLLM on a CPU takes "
-            f"{', '.join(map(str, known))}; use the native engine"
-        )
-
-
-def _head_sizes(backend: Any) -> list[int]:
-    return backend.get_supported_head_sizes()
-
-
-@contextmanager
-def _unnamed_main() -> Generator[None, None, None]:
-    """Processes that start in the block do not run the main module again.
-
-    They would load llvmlite with it, of which an object makes vLLM's worker on a CPU fail: it asks
-    the variables of everything that is loaded for its kernels.
-    """
-    main = sys.modules["__main__"]
-    spec, file = main.__spec__, getattr(main, "__file__", None)
-    main.__spec__, main.__file__ = None, None
-    try:
-        yield
-    finally:
-        main.__spec__, main.__file__ = spec, file
 
 
 def _until(deadline: float | None) -> float | None:

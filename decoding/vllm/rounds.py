@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,16 +65,18 @@ class _Round:
 
 class RoundOutputs(OutputProcessor):
     """vLLM's output processor, but for the requests of rounds. `waiting`: round and place of each
-    by request id."""
+    by request id. `on_end`: called when vLLM ends by itself."""
 
     waiting: dict[str, tuple[_Round, int]]
+    on_end: Callable[[], None]
 
     @classmethod
-    def instead_of(cls, other: OutputProcessor) -> RoundOutputs:
+    def instead_of(cls, other: OutputProcessor, on_end: Callable[[], None]) -> RoundOutputs:
         """One that takes the place of vLLM's, with its state."""
         outputs = cls.__new__(cls)
         outputs.__dict__.update(other.__dict__)
         outputs.waiting = {}
+        outputs.on_end = on_end
         return outputs
 
     def process_outputs(self, engine_core_outputs: list[Any], *arguments: Any, **named: Any) -> Any:
@@ -93,6 +95,7 @@ class RoundOutputs(OutputProcessor):
             entry.fail(OnesearchError(f"vLLM ended: {type(e).__name__}: {e}"))
         self.waiting.clear()
         super().propagate_error(e)
+        self.on_end()
 
     def _settle(self, entry: _Round, position: int, output: Any) -> None:
         found = output.new_logprobs
@@ -104,11 +107,12 @@ class RoundOutputs(OutputProcessor):
 
 
 class Rounds:
-    """Sends rounds through an AsyncLLM. Used on the AsyncLLM's event loop."""
+    """Sends rounds through an AsyncLLM. Used on the AsyncLLM's event loop; `on_end` is called there
+    when vLLM ends by itself."""
 
-    def __init__(self, llm: AsyncLLM) -> None:
+    def __init__(self, llm: AsyncLLM, on_end: Callable[[], None]) -> None:
         self._llm = llm
-        self._outputs = RoundOutputs.instead_of(llm.output_processor)
+        self._outputs = RoundOutputs.instead_of(llm.output_processor, on_end)
         llm.output_processor = self._outputs
         # The task that takes outputs knows the processor it was started with.
         if llm.output_handler is not None:

@@ -62,6 +62,8 @@ class VllmSettings:
         arguments: dict[str, Any] = {
             "model": str(checkpoint),
             "skip_tokenizer_init": True,
+            # Its progress bar has a lock that a killed process leaves behind.
+            "use_tqdm_on_load": False,
             "dtype": self.dtype,
             "enforce_eager": self.enforce_eager,
             "block_size": self.block_tokens,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -141,7 +141,7 @@ async def swap_weights(
     `fence` waits for running searches and holds new ones as long as its context is open. Returns
     what runs afterwards. Raises ArtifactError for a checkpoint that is refused (nothing was
     touched), SwapFailed when loading failed and the old weights are back, EngineClosed when even
-    that failed: then the engine has no weights and must not search.
+    that failed: then the engine has no weights and must be started again.
     """
     checkpoint = await asyncio.to_thread(ServedCheckpoint.open, new)
     checkpoint.check_replaces(running)
@@ -150,7 +150,7 @@ async def swap_weights(
             await _load(llm, checkpoint.path)
         except BaseException as error:
             # Whoever was cancelled here believes that nothing was swapped: so be it.
-            await _restore(llm, running, error)
+            await _to_the_end(_restore(llm, running, error))
             if not isinstance(error, Exception):
                 raise
             raise SwapFailed(
@@ -172,7 +172,7 @@ async def _restore(llm: WeightHolder, running: ServedCheckpoint, cause: BaseExce
     except Exception as error:
         raise EngineClosed(
             f"loading weights failed ({_one_line(cause)}), and so did loading {running.path} "
-            f"again ({_one_line(error)}); start the server again"
+            f"again ({_one_line(error)})"
         ) from error
 
 
@@ -194,7 +194,17 @@ async def _paused(llm: WeightHolder) -> AsyncGenerator[None, None]:
             await llm.pause_generation(mode="wait", clear_cache=False)
         yield
     finally:
-        await llm.resume_generation()
+        await _to_the_end(llm.resume_generation())
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await it, however often whoever waits is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        # Of the task nothing is raised here, and who is cancelled now was to be ended anyway.
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    await task
 
 
 def _check_weight_files(path: Path) -> None:

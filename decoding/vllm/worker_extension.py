@@ -1,4 +1,5 @@
-"""Mixed into vLLM's workers (`worker_extension_cls`): weights that are replaced as a whole.
+"""Mixed into vLLM's workers (`worker_extension_cls`): weights that are replaced as a whole, and an
+end when the gateway has ended.
 
 vLLM's `reload_weights` copies tensors into their places. On a CPU matrices are also kept packed for
 the product; the copy of an output matrix that is the embedding's ("tied") is not packed anew, so
@@ -10,11 +11,16 @@ product is compared with what the matrix says.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+END_WITH_PARENT = "end_with_parent"
 PROBE_ROWS = 2
 LARGEST_DEVIATION = 0.05
 """Of a product in bfloat16 from the exact one, as a share of the largest value; old weights are off
@@ -27,6 +33,11 @@ class ReplaceableWeights:
     reload_weights: Any
     model_runner: Any
 
+    def end_with_parent(self) -> None:
+        """From now on this process ends when the one that started it has ended, however it did:
+        vLLM's would go on waiting for requests, its memory with it."""
+        threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
     def replace_weights(self, path: str) -> None:
         """Load a checkpoint directory over the present weights. Raises RuntimeError when the
         output matrix does not answer as loaded."""
@@ -37,6 +48,13 @@ class ReplaceableWeights:
             return
         head.quant_method.process_weights_after_loading(head)
         _check_product(head)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @torch.inference_mode()

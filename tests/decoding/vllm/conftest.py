@@ -6,6 +6,10 @@ import asyncio
 import importlib.util
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +33,8 @@ SID_OFFSET = (40, 56, 72)
 VOCABULARY = 88
 END_TOKEN = 1
 MAX_PROMPT_TOKENS = 96
+STOCK_TESTS = "test_stock_server.py"
+EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",
@@ -43,6 +49,14 @@ if importlib.util.find_spec("vllm") is not None:
         # Of vLLM's own modules as they load; tests fail for warnings.
         warnings.simplefilter("ignore")
         import decoding.vllm.engine  # noqa: F401
+
+
+class StockServer(NamedTuple):
+    """vLLM's own server, which need not answer yet."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 class TinyModel(NamedTuple):
@@ -131,6 +145,53 @@ def vllm_engine(tiny_model: TinyModel, tiny_trie: Trie, tiny_snapshot: Path) -> 
         )
     yield engine
     asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stock_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StockServer | None]:
+    """vLLM's own server as docs/vllm.md starts it, where it is tested. It takes a quarter minute to
+    start, so it does while other things are tested."""
+    tested = any(item.path.name == STOCK_TESTS for item in request.session.items)
+    if not tested or importlib.util.find_spec("vllm") is None:
+        yield None
+        return
+    pair = request.getfixturevalue("tiny_pair")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "ONESEARCH_SNAPSHOT": str(pair.snapshot),
+        "ONESEARCH_CHECKPOINT": str(pair.checkpoint),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    log = tmp_path_factory.mktemp("stock") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+                *("--model", pair.checkpoint, "--served-model-name", "onesearch"),
+                *("--logits-processors", "decoding.vllm.processor:SidProcessor"),
+                *("--logprobs-mode", "processed_logits", "--dtype", "float32"),
+                *("--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
+                *("--max-model-len", "128", "--block-size", "32"),
+                # One process for the worker and its engine: starts in half the time.
+                *("--distributed-executor-backend", EXECUTOR),
+            ],
+            stdout=output,
+            stderr=output,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+    yield StockServer(f"http://127.0.0.1:{port}", process, log)
+    # The worker is a process of its own, of the same session.
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture

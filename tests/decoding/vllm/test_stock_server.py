@@ -1,14 +1,7 @@
 """vLLM's own OpenAI-compatible server with the logits processor, as docs/vllm.md starts it."""
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,63 +13,20 @@ from index.snapshot import Snapshot
 pytest.importorskip("vllm", reason="needs vLLM's environment: make test-vllm")
 
 STARTING_S = 120
-EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 SID = re.compile(r"<a_(\d+)><b_(\d+)><c_(\d+)>")
 
 
 @pytest.fixture(scope="module")
-def url(tiny_pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[str, None, None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("stock") / "log"
-    environment = {
-        "ONESEARCH_SNAPSHOT": str(tiny_pair.snapshot),
-        "ONESEARCH_CHECKPOINT": str(tiny_pair.checkpoint),
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-                *("--model", tiny_pair.checkpoint, "--served-model-name", "onesearch"),
-                *("--logits-processors", "decoding.vllm.processor:SidProcessor"),
-                *("--logprobs-mode", "processed_logits", "--dtype", "float32"),
-                *("--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
-                *("--max-model-len", "128", "--block-size", "32"),
-                # One process for the worker and its engine: starts in half the time.
-                *("--distributed-executor-backend", EXECUTOR),
-            ],
-            stdout=output,
-            stderr=output,
-            env=os.environ | environment,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_healthy(server, f"http://127.0.0.1:{port}", log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        # The worker is a process of its own, of the same session.
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def _wait_until_healthy(server: Any, url: str, log: Path) -> None:
+def url(stock_server: Any) -> str:
+    """The server was started before all tests; here it is waited for."""
     until = time.monotonic() + STARTING_S
-    while time.monotonic() < until and server.poll() is None:
+    while time.monotonic() < until and stock_server.process.poll() is None:
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                return
+            if httpx.get(f"{stock_server.url}/health", timeout=2).status_code == 200:
+                return stock_server.url
         except httpx.TransportError:
             time.sleep(0.2)
-    pytest.fail(f"no server: {log.read_text()[-2000:]}")
+    pytest.fail(f"no server: {stock_server.log.read_text()[-2000:]}")
 
 
 def complete(url: str, **fields: Any) -> httpx.Response:

@@ -174,9 +174,34 @@ async def test_who_is_cancelled_swapped_nothing(pair: tuple[Path, Path]):
     assert [holder.loaded, holder.paused] == [["seed0"], False]
 
 
+async def test_who_is_cancelled_again_has_the_old_weights_too(pair: tuple[Path, Path]):
+    """While the old ones are loaded again."""
+    running = ServedCheckpoint.open(pair[0])
+    holder = Holder(asyncio.CancelledError())
+    restoring, go_on = asyncio.Event(), asyncio.Event()
+    load = holder.collective_rpc
+
+    async def slow_load(*given: Any, **named: Any):
+        if not holder.failures:
+            restoring.set()
+            await go_on.wait()
+        return await load(*given, **named)
+
+    holder.collective_rpc = slow_load
+    task = asyncio.create_task(swap_weights(holder, no_fence, running, pair[1]))
+    await restoring.wait()
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [holder.loaded, holder.paused] == [["seed0"], False]
+
+
 async def test_an_engine_without_weights_is_closed(pair: tuple[Path, Path]):
     running = ServedCheckpoint.open(pair[0])
-    with pytest.raises(EngineClosed, match="start the server again"):
+    with pytest.raises(EngineClosed, match=r"OSError: one.*so did loading.*OSError: two"):
         await swap_weights(Holder(OSError("one"), OSError("two")), no_fence, running, pair[1])
 
 
