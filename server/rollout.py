@@ -399,7 +399,7 @@ class Rollout:
                 lease = await asyncio.to_thread(self.registry.renew, lease)
         except ArtifactError as error:
             self._log.warning("pin lost", generation=loaded.version, detail=str(error))
-            lease = await asyncio.to_thread(self._pin, loaded.version)
+            lease = await asyncio.to_thread(self._pin, loaded.version) or lease
         return replace(loaded, lease=lease)
 
     def _pin(self, version: str) -> Lease | None:

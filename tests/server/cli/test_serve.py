@@ -16,6 +16,9 @@ import httpx
 import pytest
 
 from index.errors import ConfigError
+from models.registry.promotion import promote
+from models.registry.publication import publish
+from models.registry.registry import Registry
 from server.cli import serve
 from server.cli.serve import HEAD_BYTES, bind, loop_factory
 from server.settings import Settings
@@ -30,12 +33,22 @@ START = (
 
 @pytest.fixture
 def server(tiny_pair: Any, tmp_path: Path) -> Generator[tuple[Any, str], None, None]:
-    config = tmp_path / "settings.toml"
-    config.write_text("drain_s = 0.6\nengine_threads = 1\ncatalogue_changes = false\n")
+    pair = ("--snapshot", tiny_pair.snapshot, "--checkpoint", tiny_pair.checkpoint)
+    with started(tmp_path, *pair) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: Any) -> Generator[tuple[Any, str], None, None]:
+    """A server's process and its URL; settings are in `folder`."""
+    config = folder / "settings.toml"
+    config.write_text(
+        "drain_s = 0.6\nengine_threads = 1\ncatalogue_changes = false\n"
+        f'registry = "{folder / "registry"}"\n'
+    )
     process = subprocess.Popen(
         [
-            *(sys.executable, "-c", START, "serve"),
-            *("--snapshot", tiny_pair.snapshot, "--checkpoint", tiny_pair.checkpoint),
+            *(sys.executable, "-c", START, "serve", *arguments),
             *("--port", "0", "--config", config),
         ],
         stderr=subprocess.PIPE,
@@ -70,6 +83,19 @@ def test_it_answers_drains_on_sigterm_and_ends_with_0(server: tuple[Any, str]):
         assert answer.status_code == 200
         assert response.headers["connection"] == answer.headers["connection"] == "close"
     assert process.wait(10) == 0
+
+
+def test_without_paths_it_serves_the_registrys_champion_and_pins_it(tiny_pair: Any, tmp_path: Path):
+    registry = Registry(tmp_path / "registry")
+    version = publish(registry, *tiny_pair).record.version
+    promote(registry, version)
+    with started(tmp_path) as (process, url):
+        told = httpx.get(f"{url}readyz", timeout=STARTING_S).json()["generation"]
+        assert [told["version"], told["alias"], told["problem"]] == [version, "champion", ""]
+        assert [lease.generation for lease in registry.leases()] == [version]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert not any((tmp_path / "registry" / "leases").iterdir())
 
 
 def test_ctrl_c_ends_at_once_with_130(server: tuple[Any, str]):
