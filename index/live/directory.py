@@ -2,7 +2,8 @@
 
 ```
 SNAPSHOT.live/
-  state.json       the snapshot that the changes started from, and the last merge
+  state.json       the snapshot that the changes started from, the last merge, and a change that
+                   the log reached: one that ends before it has lost something
   log/             the changes behind it (`index.live.log`)
   merged-NUMBER/   the last merge: a snapshot through change NUMBER
   lock             held by the one process that writes; names the process that answers for it
@@ -59,7 +60,10 @@ def read_view(
     """
     directory = live_directory(snapshot) if directory is None else Path(directory)
     base = base_of(Path(snapshot), directory, verify=verify)
-    return replay(CatalogueView.of(base), directory / LOG, unfinished=True)
+    reached = reached_sequence(directory)
+    view = replay(CatalogueView.of(base), directory / LOG, unfinished=True)
+    check_reached(directory, view.sequence, reached)
+    return view
 
 
 def base_of(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snapshot:
@@ -91,6 +95,24 @@ def base_of(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snap
         return origin or Snapshot.open(path, verify=verify)
     text = None if origin is None else origin.text_parts
     return Snapshot.open(directory / merged, verify=verify, text=text)
+
+
+def reached_sequence(directory: Path) -> int:
+    """A change that the log reached, 0 for none known; `base_of` has found the state sound."""
+    try:
+        return int(orjson.loads((directory / STATE).read_bytes()).get("sequence", 0))
+    except FileNotFoundError:
+        return 0
+
+
+def check_reached(directory: Path, sequence: int, reached: int) -> None:
+    """Raises ArtifactError where a log that ends at change `sequence` has lost some."""
+    if sequence < reached:
+        raise ArtifactError(
+            f"{directory / LOG} ends at change {sequence}, but change {reached} was made; restore "
+            f'the log from a backup, or set "sequence" in {directory / STATE} to {sequence} to go '
+            "on without the changes between them"
+        )
 
 
 def locked(directory: Path, owner: int) -> int:
@@ -137,9 +159,12 @@ def _has_ended(process: int) -> bool:
         return False
 
 
-def write_state(directory: Path, origin: str, merged: str | None) -> None:
-    """Say which snapshot the changes started from, and the name of the last merge."""
-    artifact.write_file(directory / STATE, orjson.dumps({"origin": origin, "merged": merged}))
+def write_state(directory: Path, origin: str, base: Path, sequence: int) -> None:
+    """Say which snapshot the changes started from, that the last merge is `base` if it is one, and
+    that change `sequence` is on disk."""
+    merged = base.name if base.absolute().parent == directory.absolute() else None
+    facts = {"origin": origin, "merged": merged, "sequence": sequence}
+    artifact.write_file(directory / STATE, orjson.dumps(facts))
 
 
 def remove_old_merges(directory: Path, keep: Path) -> None:

@@ -33,7 +33,9 @@ from index.live.directory import (
     MERGED,
     STATE,
     base_of,
+    check_reached,
     locked,
+    reached_sequence,
     remove_drafts,
     remove_old_merges,
     write_state,
@@ -143,14 +145,18 @@ class WritingCatalogue(LiveCatalogue):
             note = repair(directory / LOG) or ""
             base = base_of(snapshot, directory, verify=verify)
             view = CatalogueView.of(base)
-            if listener is None:
-                view = replay(view, directory / LOG)
-            else:
+            if listener is not None:
                 listener.begun(base.path)
-                view = replay(view, directory / LOG, heard=listener.replayed)
+            heard = None if listener is None else listener.replayed
+            view = replay(view, directory / LOG, heard=heard)
+            reached = reached_sequence(directory)
+            check_reached(directory, view.sequence, reached)
+            if listener is not None:
                 listener.moved()
             if not (directory / STATE).exists():
-                write_state(directory, view.origin_version, None)
+                write_state(directory, view.origin_version, base.path, view.sequence)
+            elif view.sequence > reached:
+                _note_reached(directory, view)
             remove_old_merges(directory, keep=base.path)
             if note:
                 _notes.warning(note)
@@ -243,6 +249,7 @@ class WritingCatalogue(LiveCatalogue):
         if self._merge_thread is not None:
             self._merge_thread.join()
         with self._merging:
+            _note_reached(self.directory, self._view)
             self._log.close()
             os.close(self._lock_file)
 
@@ -356,7 +363,7 @@ class WritingCatalogue(LiveCatalogue):
         if old.path != path.absolute():
             self._run_merge(through, path)
         base = Snapshot.open(path, verify=False, text=old.text_parts)
-        write_state(self.directory, self._view.origin_version, path.name)
+        write_state(self.directory, self._view.origin_version, path, through)
         listener = self._listener
         if listener is not None:
             listener.begun(base.path)
@@ -414,6 +421,14 @@ class WritingCatalogue(LiveCatalogue):
             for pipe in (child.stdin, child.stderr):
                 if pipe is not None:
                     pipe.close()
+
+
+def _note_reached(directory: Path, view: CatalogueView) -> None:
+    """Say how far the log goes, where the disk takes it."""
+    try:
+        write_state(directory, view.origin_version, view.base.path, view.sequence)
+    except OSError as error:
+        _notes.warning("%s cannot be written: %s", directory / STATE, error.strerror)
 
 
 def _encoded(view: CatalogueView, made: Plan) -> Record:

@@ -268,6 +268,28 @@ def test_the_counts_of_a_view_are_its_own(either: Opened) -> None:
     assert counts["items"] == 29
 
 
+def test_a_log_that_was_emptied_is_noticed(either: Opened, path: Path) -> None:
+    with either(QUIET) as catalogue:
+        catalogue.apply([Delete("i0"), Delete("i1")])
+    directory = live_directory(path)
+    [segment] = segments_of(directory / "log")
+    whole = segment.read_bytes()
+    for emptied in (b"", whole[:8]):
+        segment.write_bytes(emptied)
+        with pytest.raises(ArtifactError, match="ends at change 0, but change 2 was made"):
+            either(QUIET)
+        with pytest.raises(ArtifactError, match="change 2 was made"):
+            read_view(path)
+    segment.write_bytes(whole)
+    with either(QUIET) as catalogue:
+        assert catalogue.view.n_items == 28
+    segment.write_bytes(whole[:8])
+    state = orjson.loads((directory / "state.json").read_bytes())
+    (directory / "state.json").write_bytes(orjson.dumps(state | {"sequence": 0}))
+    with either(QUIET) as catalogue:
+        assert catalogue.view.n_items == 30
+
+
 def test_an_export_is_a_snapshot_of_its_own(either: Opened, tmp_path: Path) -> None:
     catalogue = either()
     catalogue.apply([Upsert(item(80)), Delete("i0")])

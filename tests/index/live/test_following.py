@@ -287,6 +287,11 @@ def test_damage_is_told_at_opening(path: Path) -> None:
     with pytest.raises(ArtifactError, match="damaged at byte"):
         LiveCatalogue.open(path, apart=True)
     segment.write_bytes(whole[:-3])
+    with pytest.raises(ArtifactError, match="ends at change 1, but change 2 was made"):
+        LiveCatalogue.open(path, apart=True)
+    state = live_directory(path) / "state.json"
+    state.write_bytes(state.read_bytes().replace(b'"sequence":2', b'"sequence":1'))
+    segment.write_bytes(whole[:-3])
     with LiveCatalogue.open(path, settings=QUIET, apart=True) as catalogue:
         assert "unfinished record" in catalogue.note
         assert catalogue.view.sequence == 1
