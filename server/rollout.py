@@ -420,7 +420,7 @@ async def start_rollout(
 ) -> tuple[Pipeline, Rollout]:
     """Serve a registry's generation: `start_pipeline`, and what follows the registry.
 
-    Raises as `start_pipeline` does.
+    Raises as `start_pipeline` does, and ConfigError for golden queries that cannot be read.
     """
     choice = registered.choice
     if choice.problems:
@@ -434,4 +434,8 @@ async def start_rollout(
         log.warning("generation not pinned", detail=registered.unpinned)
     own = settings_for(settings, choice.record.pairing.snapshot)
     pipeline = await start_pipeline(own, choice.snapshot, choice.checkpoint, metrics, log)
-    return pipeline, Rollout(registered, pipeline, settings, log)
+    try:
+        return pipeline, Rollout(registered, pipeline, settings, log)
+    except BaseException:
+        await pipeline.close()
+        raise
