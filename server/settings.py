@@ -232,10 +232,17 @@ class Settings(BaseSettings):
         {}, description="further fields of the service's request body"
     )
     keyword_concurrency: int = Field(
-        KEYWORD_CONCURRENCY, ge=1, le=1000, description="batches at the same time in one worker"
+        KEYWORD_CONCURRENCY,
+        ge=1,
+        le=1000,
+        description="batches at the same time in one worker; with llm, if not given, "
+        "keyword_llm_concurrency",
     )
     keyword_batch: int = Field(
-        KEYWORD_BATCH, ge=1, le=1000, description="jobs that a generator gets at once"
+        KEYWORD_BATCH,
+        ge=1,
+        le=1000,
+        description="jobs that a generator gets at once; with llm, if not given, 1",
     )
     keyword_lease_s: float = Field(
         KEYWORD_LEASE_S,

@@ -56,11 +56,11 @@ def bench(
     ] = None,
     snapshot: Annotated[
         Path | None,
-        typer.Option(help="Snapshot for engine, parity and overload, with --checkpoint."),
+        typer.Option(help="Snapshot for engine, parity, overload and keywords, with --checkpoint."),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint for engine, parity and overload, with --snapshot."),
+        typer.Option(help="Checkpoint for engine, parity, overload and keywords, with --snapshot."),
     ] = None,
 ) -> None:
     """Measure against peers in interleaved rounds; a ratio above 1 is in our favour."""
@@ -120,8 +120,8 @@ def _chosen(
     if snapshot is not None:
         if "snapshot" not in signature(module.rows).parameters or table is not None:
             raise ConfigError(
-                "--snapshot and --checkpoint are for all of `bench engine|parity|overload`, not a "
-                "--table"
+                "--snapshot and --checkpoint are for all of "
+                "`bench engine|parity|overload|keywords`, not a --table"
             )
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:
