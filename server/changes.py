@@ -220,8 +220,8 @@ def removals_of(body: bytes) -> Batch:
 
 
 def id_of(change: Change) -> str:
-    """The item that a change is about."""
-    return str(change.item["item_id"]) if isinstance(change, Upsert) else change.item_id
+    """The item that a change is about; "" where nobody knows."""
+    return str(change.item["item_id"]) if isinstance(change, Upsert) else change.item_id or ""
 
 
 def nothing_applied(rejected: Sequence[RejectedChange], field: str) -> Problem:

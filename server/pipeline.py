@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from decoding.engine import Engine, EngineStats, Hypotheses, Prompt
-from decoding.errors import DeadlineExceeded, EngineOverloaded, GenerationReplaced
+from decoding.errors import DeadlineExceeded, EngineOverloaded, EngineRestarting, GenerationReplaced
 from index.items import ItemFilter
 from index.live.catalogue import CatalogueBusy, CatalogueClosed, CatalogueUnsure
 from index.live.changes import Change
@@ -391,6 +391,8 @@ class Pipeline:
             return Found(None, ("engine_overload",))
         except GenerationReplaced:
             raise
+        except EngineRestarting:
+            return Found(None, ("engine_error",))
         except Exception:  # noqa: BLE001  whatever broke in there, retrieval can still answer
             self._log.exception("engine failed", request_id=request_id)
             return Found(None, ("engine_error",))
