@@ -62,7 +62,8 @@ def metric(client: httpx.Client, name: str) -> float:
 
 def writer() -> psutil.Process:
     """The process that writes the catalogue of this one."""
-    [child] = [one for one in psutil.Process().children() if "index.live.writer" in one.cmdline()]
+    running = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    [child] = [one for one in running if "index.live.writer" in one.cmdline()]
     return child
 
 
