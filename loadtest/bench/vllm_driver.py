@@ -30,8 +30,6 @@ from numpy.typing import NDArray
 from vllm import LLM, SamplingParams
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-from index.trie import Trie
-
 PREFIX = "sid_prefix"
 SETTINGS = "sids"
 BLOCK_TOKENS = 32
@@ -43,6 +41,10 @@ class LegalSids(LogitsProcessor):
     """Level-normalised log-probabilities of the codes that continue each row's prefix."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        # Not before vLLM's worker has started: it looks into every module that is loaded, and fails
+        # at an object of llvmlite.
+        from index.trie import Trie
+
         settings = vllm_config.additional_config[SETTINGS]
         self._trie = Trie.open(Path(settings["trie"]))
         self._offsets: list[int] = settings["sid_offset"]
