@@ -27,6 +27,7 @@ from index.live.catalogue import (
     live_directory,
 )
 from index.live.changes import Change, Delete, Update, Upsert
+from index.live.delta import Delta
 from index.live.following import FollowingCatalogue
 from index.live.log import segments_of
 from index.live.view import CatalogueView
@@ -108,6 +109,50 @@ def test_callers_of_a_killed_writer_hear_that_nobody_knows(
     assert catalogue.status().waiting_changes == 0
     assert catalogue.view.items.row_of("i0") is None
     taken_again(catalogue, Update("i9", {"price": 9.5}))
+
+
+def test_deltas_wait_for_who_asks_for_the_view_and_not_without_end(
+    catalogue: FollowingCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid: list[int] = []
+    with_delta = CatalogueView.with_delta
+
+    def counted(view: CatalogueView, delta: Delta) -> CatalogueView:
+        laid.append(delta.sequence)
+        return with_delta(view, delta)
+
+    monkeypatch.setattr(CatalogueView, "with_delta", counted)
+    for number in range(following.MAX_UNLAID - 1):
+        catalogue.apply([Update("i1", {"price": float(number)})])
+    assert not laid
+    catalogue.apply([Delete("i2")])
+    until(lambda: len(laid) == following.MAX_UNLAID)
+    last = catalogue.apply([Delete("i3")])
+    assert catalogue.view.sequence == last.sequence == len(laid)
+    assert catalogue.view.items.row_of("i3") is None
+
+
+def test_a_delta_that_cannot_be_laid_down_harms_no_search(
+    catalogue: FollowingCatalogue,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before, first = catalogue.view, catalogue.writer
+    with_delta = CatalogueView.with_delta
+
+    def broken_once(view: CatalogueView, delta: Delta) -> CatalogueView:
+        monkeypatch.setattr(CatalogueView, "with_delta", with_delta)
+        raise ValueError("no room")
+
+    monkeypatch.setattr(CatalogueView, "with_delta", broken_once)
+    catalogue.apply([Delete("i0")])
+    assert catalogue.view is before
+    assert "changes cannot be followed" in caplog.text
+    until(lambda: catalogue.view is not before)
+    assert catalogue.writer not in (0, first)
+    assert catalogue.view.items.row_of("i0") is None
+    taken_again(catalogue, Delete("i1"))
+    assert contents(catalogue.view).keys() == contents(before).keys() - {"i0", "i1"}
 
 
 def test_a_writer_killed_while_it_merges(catalogue: FollowingCatalogue) -> None:
