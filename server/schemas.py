@@ -214,6 +214,12 @@ class SearchResponse(BaseModel):
     notes: list[str] = Field(description="for a person: why a list is short, what was ignored")
     simulated: bool = Field(description="whether the catalogue is made up")
     keywords: KeywordFacts | None = Field(default=None, description="where keywords are on")
+    experiment: str | None = Field(
+        default=None, description="which one this search took part in; null where there is none"
+    )
+    arm: str | None = Field(
+        default=None, description="champion or challenger: whose generation answered; as experiment"
+    )
     timings_ms: dict[str, float]
 
 
