@@ -5,13 +5,16 @@
 Files are written once and never again; the one with the largest number holds. So all three aliases
 change in one rename, the history stays, and a reader needs no lock: one listing, one small file. A
 damaged file is passed over for the one before it, and named.
+
+A canary stands in the same file: it is of this champion and this challenger, and ends with either.
+States without one are written as they were before there were canaries.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,6 +30,15 @@ _DIGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """The share of the units, above 0 and below 1, that the challenger answers; others are answered
+    by the champion. `experiment` is its name, from which units are assigned."""
+
+    experiment: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Aliases:
     """One state, and the change that led to it. Revision 0 is the state before the first change.
 
@@ -37,6 +49,7 @@ class Aliases:
     champion: str | None = None
     challenger: str | None = None
     previous: str | None = None
+    canary: Canary | None = None
     what: str = ""
     who: str = ""
     why: str = ""
@@ -80,7 +93,7 @@ class AliasHistory:
             except ArtifactError as error:
                 damaged.append(str(error))
             else:
-                return _with(state, damaged=tuple(damaged))
+                return replace(state, damaged=tuple(damaged))
         if damaged:
             raise ArtifactError(f"no state of {self._directory} can be read: {damaged[0]}")
         return Aliases()
@@ -88,8 +101,10 @@ class AliasHistory:
     def append(self, state: Aliases) -> Aliases:
         """Make a state the current one; returns it with its revision."""
         newest = max(self.revisions(), default=0)
-        state = _with(state, revision=newest + 1, damaged=())
+        state = replace(state, revision=newest + 1, damaged=())
         body = {name: value for name, value in asdict(state).items() if name in _BODY}
+        if state.canary is None:
+            del body["canary"]
         self._directory.mkdir(parents=True, exist_ok=True)
         write_durably(
             self._path(state.revision), orjson.dumps({"body": body, "sha256": _sum(body)})
@@ -109,6 +124,8 @@ class AliasHistory:
             body = cast(dict[str, Any], raw["body"])
             if raw["sha256"] != _sum(body):
                 raise ArtifactError(f"{path} differs from its own sha256; it is damaged")
+            if (canary := body.get("canary")) is not None:
+                body["canary"] = Canary(**canary)
             return Aliases(**body)
         except FileNotFoundError:
             raise
@@ -150,10 +167,6 @@ class AliasHistory:
 
     def _path(self, revision: int) -> Path:
         return self._directory / f"{revision:0{_DIGITS}d}.json"
-
-
-def _with(state: Aliases, **changes: Any) -> Aliases:
-    return Aliases(**(asdict(state) | changes))
 
 
 def _sum(body: dict[str, Any]) -> str:

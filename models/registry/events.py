@@ -64,6 +64,7 @@ class EventLog:
 
     def append_change(self, state: Aliases) -> None:
         """Add the event of a change of aliases."""
+        canary = state.canary
         self.append(
             state.what,
             who=state.who,
@@ -73,6 +74,7 @@ class EventLog:
             champion=state.champion,
             challenger=state.challenger,
             previous=state.previous,
+            **({} if canary is None else {"experiment": canary.experiment, "share": canary.share}),
         )
 
     def _write(self, event: Event) -> None:

@@ -1,7 +1,8 @@
 """Who is champion: promotion, rollback, challenge.
 
 Each is one new state of the aliases, decided and written under the lock. A caller that decided on
-what it saw says so (`expected`) and is refused when somebody was faster.
+what it saw says so (`expected`) and is refused when somebody was faster. A change of champion or
+challenger ends the canary, which is of these two.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ class AliasMoved(ArtifactError):
     """Somebody else changed an alias first; look again and decide again."""
 
 
-class _Unchanged:
+class Unchanged:
     """Stands for "whatever it is", where None means "there is none"."""
 
 
-UNCHANGED = _Unchanged()
+UNCHANGED = Unchanged()
 
 
 def promote(
     registry: Registry,
     version: str,
     *,
-    expected: str | _Unchanged | None = UNCHANGED,
+    expected: str | Unchanged | None = UNCHANGED,
     verify: bool = True,
     by: Provenance | None = None,
 ) -> Aliases:
@@ -43,7 +44,7 @@ def promote(
     registry.verify(version, hashes=verify, fit=False)
 
     def change(state: Aliases) -> Aliases:
-        _check_expected(state, expected)
+        check_expected(state, expected)
         if state.champion == version:
             return state
         return replace(
@@ -53,13 +54,13 @@ def promote(
             challenger=None if state.challenger == version else state.challenger,
         )
 
-    return _change(registry, "promote", change, version, by)
+    return change_aliases(registry, "promote", change, version, by)
 
 
 def rollback(
     registry: Registry,
     *,
-    expected: str | _Unchanged | None = UNCHANGED,
+    expected: str | Unchanged | None = UNCHANGED,
     verify: bool = True,
     by: Provenance | None = None,
 ) -> Aliases:
@@ -70,19 +71,19 @@ def rollback(
     registry.verify(previous, hashes=verify, fit=False)
 
     def change(state: Aliases) -> Aliases:
-        _check_expected(state, expected)
+        check_expected(state, expected)
         if state.previous != previous:
             raise AliasMoved(f"previous is {state.previous} by now, it was {previous}; look again")
         return replace(state, champion=previous, previous=state.champion)
 
-    return _change(registry, "rollback", change, previous, by)
+    return change_aliases(registry, "rollback", change, previous, by)
 
 
 def challenge(
     registry: Registry,
     version: str | None,
     *,
-    expected: str | _Unchanged | None = UNCHANGED,
+    expected: str | Unchanged | None = UNCHANGED,
     verify: bool = True,
     by: Provenance | None = None,
 ) -> Aliases:
@@ -92,28 +93,31 @@ def challenge(
         registry.verify(version, hashes=verify, fit=False)
 
     def change(state: Aliases) -> Aliases:
-        _check_expected(state, expected, "challenger")
+        check_expected(state, expected, "challenger")
         if version is not None and version == state.champion:
             raise ConfigError(f"{version} is the champion; a challenger is another one")
         return replace(state, challenger=version)
 
-    return _change(registry, "challenge", change, version, by)
+    return change_aliases(registry, "challenge", change, version, by)
 
 
-def _change(
+def change_aliases(
     registry: Registry,
     what: str,
     change: Callable[[Aliases], Aliases],
     version: str | None,
     by: Provenance | None,
 ) -> Aliases:
-    """Read, decide and write the aliases as one step."""
+    """Read, decide and write the aliases as one step. `version`: what has to be there still."""
     by = by or Provenance()
     with registry.writing():
         state = registry.aliases()
         changed = change(state)
         if changed is state:
             return state
+        moved = (changed.champion, changed.challenger) != (state.champion, state.challenger)
+        if moved and changed.canary is state.canary:
+            changed = replace(changed, canary=None)
         if version is not None and not (registry.generations / version).is_dir():
             raise ArtifactError(f"generation {version} was removed meanwhile")
         changed = registry.alias_history.append(
@@ -127,11 +131,12 @@ def _change(
     return changed
 
 
-def _check_expected(
-    state: Aliases, expected: str | _Unchanged | None, alias: Alias = "champion"
+def check_expected(
+    state: Aliases, expected: str | Unchanged | None, alias: Alias = "champion"
 ) -> None:
+    """Raises AliasMoved when an alias is not what it was."""
     current = state.named().get(alias)
-    if not isinstance(expected, _Unchanged) and current != expected:
+    if not isinstance(expected, Unchanged) and current != expected:
         raise AliasMoved(
             f"{alias} is {current or 'not set'} by now, expected {expected or 'none'}; "
             "look again and decide again"

@@ -292,6 +292,11 @@ class Registry:
                 self.log.catch_up(self.alias_history)
             yield
 
+    def note(self, what: str, by: Provenance, **facts: Any) -> None:
+        """Add an event that changes nothing, such as what was measured."""
+        with self.writing():
+            self.log.append(what, who=by.named(), why=by.why, **facts)
+
     @contextmanager
     def told(self) -> Generator[None, None, None]:
         """A disk that fails is an error of this registry, in one line."""

@@ -5,6 +5,7 @@ A generation is named by `champion`, `challenger`, `previous`, its version, or t
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from rich.table import Table
 from index.errors import ConfigError
 from models.registry import promotion, publication
 from models.registry.aliases import Aliases
+from models.registry.canary import start_canary, stop_canary
 from models.registry.promotion import UNCHANGED
 from models.registry.record import GenerationRecord
 from models.registry.registry import DEFAULT_REGISTRY, Provenance, Registry
@@ -188,6 +190,38 @@ def challenge(
     _tell_aliases(promotion.challenge(opened, version, by=Provenance(who, why)), as_json)
 
 
+@app.command("canary")
+def canary(
+    name: Annotated[
+        str, typer.Argument(help="As for promote; 'stop' gives everybody the champion again.")
+    ],
+    share: Annotated[
+        float | None, typer.Option(help="Of the users, above 0 and below 1; 0.05 is one in twenty.")
+    ] = None,
+    experiment: Annotated[
+        str, typer.Option(help="Its name, which decides who is in it; made up unless given.")
+    ] = "",
+    expect: Expect = None,
+    who: Who = "",
+    why: Why = "",
+    registry: Folder = DEFAULT_REGISTRY,
+    as_json: Json = False,
+) -> None:
+    """Verify a generation, make it challenger, and let it answer a share of the users. A promotion
+    ends it."""
+    opened, by = _existing(registry), Provenance(who, why)
+    if name == "stop":
+        if share is not None or experiment or expect is not None:
+            raise ConfigError("canary stop takes neither --share, --experiment nor expectations")
+        _tell_aliases(stop_canary(opened, by=by), as_json)
+        return
+    if share is None:
+        raise ConfigError("--share is missing: which part of the users, such as 0.05")
+    version, expected = opened.resolve(name), _expected(opened, expect)
+    state = start_canary(opened, version, share, experiment=experiment, expected=expected, by=by)
+    _tell_aliases(state, as_json)
+
+
 @app.command("rollback")
 def rollback(
     expect: Expect = None,
@@ -334,6 +368,7 @@ def _alias_facts(state: Aliases) -> dict[str, Any]:
         "champion": state.champion,
         "challenger": state.challenger,
         "previous": state.previous,
+        "canary": None if state.canary is None else asdict(state.canary),
         "what": state.what,
         "who": state.who,
         "why": state.why,
@@ -348,6 +383,8 @@ def _tell_aliases(state: Aliases, as_json: bool) -> None:
         return
     for alias, version in state.named().items():
         typer.echo(f"{alias}: {version}")
+    if state.canary is not None:
+        typer.echo(f"canary: {state.canary.share:g} of the users, {state.canary.experiment}")
 
 
 def _event_line(event: dict[str, Any]) -> str:

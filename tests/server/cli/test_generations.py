@@ -103,6 +103,31 @@ def test_a_generation_from_publication_to_removal(
     assert [third["new"], third["version"]] == [False, first["version"]]
 
 
+def test_a_canary_from_its_start_to_its_end(
+    command: Command,
+    failing: Callable[..., str],
+    tiny_pair: tuple[Path, Path],
+    other_pair: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command("publish", *map(str, tiny_pair), "--promote")
+    second = command("publish", *map(str, other_pair))["version"]
+    state = command("canary", second, "--share", "0.05", "--who", "ann", "--why", "try")
+    assert state["canary"] == {"experiment": f"canary-{second}", "share": 0.05}
+    assert [state["challenger"], state["what"], state["who"]] == [second, "canary", "ann"]
+    grown = command("canary", "challenger", "--share", "0.2", "--expect-champion", "champion")
+    assert grown["canary"] == {"experiment": f"canary-{second}", "share": 0.2}
+    assert command("list")["aliases"]["canary"] == grown["canary"]
+    assert "challenger is not set" not in failing("canary", "champion", "--share", "0.1")
+    assert "--share is missing" in failing("canary", second)
+    assert "above 0 and below 1" in failing("canary", second, "--share", "1")
+    assert "takes neither" in failing("canary", "stop", "--share", "0.1")
+    assert main(["generations", "canary", second, "--share", "0.3"]) == 0
+    assert "canary: 0.3 of the users" in capsys.readouterr().out
+    assert command("canary", "stop", "--why", "enough")["canary"] is None
+    assert "no canary" in failing("canary", "stop")
+
+
 def test_damage_ends_verify_with_status_1(
     command: Command, tiny_pair: tuple[Path, Path], folder: Path, failing: Callable[..., str]
 ) -> None:
