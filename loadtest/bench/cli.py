@@ -33,6 +33,7 @@ BENCHES = {
     "engine": Bench("loadtest.bench.engine", "whole searches of the same checkpoint"),
     "parity": Bench("loadtest.bench.parity", "vLLM's engine beside ours: answers, speed"),
     "keywords": Bench("loadtest.bench.keywords", "keywords in searches, and their queue"),
+    "swaps": Bench("loadtest.bench.swaps", "generations swapped and rolled back under load"),
     "overload": Bench("loadtest.bench.overload", "more requests than the machine can answer"),
 }
 WIDTH = 150
@@ -56,11 +57,11 @@ def bench(
     ] = None,
     snapshot: Annotated[
         Path | None,
-        typer.Option(help="Snapshot for engine, parity, overload and keywords, with --checkpoint."),
+        typer.Option(help="Snapshot, with --checkpoint, where the benchmark takes a pair."),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint for engine, parity, overload and keywords, with --snapshot."),
+        typer.Option(help="Checkpoint, with --snapshot."),
     ] = None,
 ) -> None:
     """Measure against peers in interleaved rounds; a ratio above 1 is in our favour."""
@@ -121,7 +122,7 @@ def _chosen(
         if "snapshot" not in signature(module.rows).parameters or table is not None:
             raise ConfigError(
                 "--snapshot and --checkpoint are for all of "
-                "`bench engine|parity|overload|keywords`, not a --table"
+                "`bench engine|parity|overload|keywords|swaps`, not a --table"
             )
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -68,6 +68,20 @@ class Tally:
         return float(np.quantile(found, share)) if found else math.nan
 
 
+class Ended(NamedTuple):
+    """One request that has ended. `due`, `latency`: `time.perf_counter` seconds; `answer`: as it
+    came over the wire, head and body, empty where none came whole."""
+
+    request: bytes
+    outcome: str
+    due: float
+    latency: float | None
+    answer: bytes
+
+
+Seen = Callable[[Ended], None]
+
+
 def post(path: str, body: bytes, host: str = "127.0.0.1") -> bytes:
     """A JSON request as it goes over the wire."""
     return (
@@ -84,14 +98,16 @@ async def offer(
     seconds: float,
     random: np.random.Generator,
     connections: int = MAX_CONNECTIONS,
+    seen: Seen | None = None,
 ) -> Tally:
-    """Open loop: `rate` requests a second for `seconds`, drawn from `requests`."""
+    """Open loop: `rate` requests a second for `seconds`, drawn from `requests`. `seen` gets every
+    one of them when it has ended."""
     gaps = random.exponential(1 / rate, int(rate * seconds * 1.5) + 100)
     due = np.cumsum(gaps)
     due = due[due < seconds]
     chosen = random.integers(len(requests), size=len(due))
     run = _Run(port, connections)
-    run.tally.seconds, run.tally.offered = seconds, len(due)
+    run.tally.seconds, run.tally.offered, run.seen = seconds, len(due), seen
     await run.open(min(8, connections))
     start = time.perf_counter()
     for instant, which in zip(due.tolist(), chosen.tolist(), strict=True):
@@ -138,6 +154,7 @@ class _Run:
     def __init__(self, port: int, most: int) -> None:
         self.tally = Tally()
         self.answered: Callable[[], None] | None = None
+        self.seen: Seen | None = None
         self._port = port
         self._most = most
         self._idle: list[_Connection] = []
@@ -161,12 +178,21 @@ class _Run:
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
         else:
-            self.done(None, "unsent", due)
+            self.done(None, "unsent", request, due)
 
-    def done(self, connection: _Connection | None, outcome: str, due: float) -> None:
+    def done(
+        self,
+        connection: _Connection | None,
+        outcome: str,
+        request: bytes,
+        due: float,
+        answer: bytes = b"",
+    ) -> None:
         self._pending -= 1
         latency = None if outcome in ("unsent", "lost") else time.perf_counter() - due
         self.tally.add(outcome, latency)
+        if self.seen is not None:
+            self.seen(Ended(request, outcome, due, latency, answer))
         if connection is not None:
             self._idle.append(connection)
         if not self._pending:
@@ -204,7 +230,7 @@ class _Run:
         try:
             connection = await self._connect()
         except OSError:
-            self.done(None, "lost", due)
+            self.done(None, "lost", request, due)
             return
         connection.send(request, due)
 
@@ -215,6 +241,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, run: _Run) -> None:
         self._run = run
         self._due: float | None = None
+        self._request = b""
         self._data = b""
         self._end = 0
         self._transport: asyncio.Transport | None = None
@@ -225,7 +252,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, request: bytes, due: float) -> None:
         assert self._transport is not None
-        self._due, self._data, self._end = due, b"", 0
+        self._request, self._due, self._data, self._end = request, due, b"", 0
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -242,13 +269,13 @@ class _Connection(asyncio.Protocol):
             if outcome == "200" and _NOT_DEGRADED not in self._data:
                 outcome = "degraded"
             due, self._due = self._due, None
-            self._run.done(self, outcome, due)
+            self._run.done(self, outcome, self._request, due, self._data[: self._end])
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._run.forget(self)
         if self._due is not None:
             due, self._due = self._due, None
-            self._run.done(None, "lost", due)
+            self._run.done(None, "lost", self._request, due)
 
     def close(self) -> None:
         self._due = None

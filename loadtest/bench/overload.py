@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ DEMO_MINUTES = 0.05
 RECOVERY_S = 1.0
 REFUSED = "503"
 QUERIES = 1000
+Result = TypeVar("Result")
 
 
 class Plan(NamedTuple):
@@ -112,7 +113,7 @@ def _run(
         if snapshot is None or checkpoint is None:
             snapshot, checkpoint = demo_pair(Path(folder))
         with serving(snapshot, checkpoint, Path(folder)) as server:
-            return _in_loop(work(server))
+            return in_loop(work(server))
 
 
 async def _rates(server: Server, plan: Plan) -> list[Row]:
@@ -122,7 +123,7 @@ async def _rates(server: Server, plan: Plan) -> list[Row]:
         await asyncio.sleep(PAUSE_S)
         return await offer(server.port, requests, rate=rate, seconds=seconds, random=random)
 
-    sustainable = await _sustainable(at, plan)
+    sustainable = await sustainable_rate(at, plan)
     found: dict[float, list[Tally]] = {load: [] for load in LOADS}
     recovery: list[Tally] = []
     for repeat in range(plan.repeats):
@@ -203,7 +204,7 @@ async def _clients(server: Server, plan: Plan) -> list[Row]:
     return table
 
 
-async def _sustainable(at: Callable[[float, float], Awaitable[Tally]], plan: Plan) -> float:
+async def sustainable_rate(at: Callable[[float, float], Awaitable[Tally]], plan: Plan) -> float:
     """Doubles until it is too much, then halves the gap; requests per second."""
     low, high = WARM_UP_RATE / 2, WARM_UP_RATE
     while high < MAX_RATE and _holds(await at(high, plan.search_s)):
@@ -257,19 +258,28 @@ def serving(
 
     Raises OnesearchError when it does not start.
     """
+    arguments = ["--snapshot", str(snapshot), "--checkpoint", str(checkpoint)]
+    with running(arguments, folder, settings) as (port, _):
+        yield Server(port, queries_of(snapshot))
+
+
+@contextmanager
+def running(
+    arguments: Sequence[str], folder: Path, settings: Mapping[str, str] | None = None
+) -> Generator[tuple[int, int], None, None]:
+    """`onesearch serve` with these arguments: its port and process id. Otherwise as `serving`."""
     log = folder / "server.log"
-    arguments = ["serve", "--snapshot", str(snapshot), "--checkpoint", str(checkpoint)]
     with (
         log.open("wb") as stream,
         subprocess.Popen(
-            [*_COMMAND, *arguments, "--host", "127.0.0.1", "--port", "0"],
+            [*_COMMAND, "serve", *arguments, "--host", "127.0.0.1", "--port", "0"],
             stdout=stream,
             stderr=stream,
             env=os.environ | {"ONESEARCH_DRAIN_S": "0"} | dict(settings or {}),
         ) as child,
     ):
         try:
-            yield Server(_port(log, child), _queries(snapshot))
+            yield _port(log, child), child.pid
         finally:
             child.terminate()
 
@@ -289,7 +299,7 @@ def _port(log: Path, child: subprocess.Popen[bytes]) -> int:
     raise OnesearchError(f"the server did not start: {lines[-1] if lines else 'no output'}")
 
 
-def _queries(snapshot: Path) -> list[str]:
+def queries_of(snapshot: Path) -> list[str]:
     """Beginnings of titles: text that the catalogue knows."""
     from index.snapshot import Snapshot
 
@@ -314,6 +324,6 @@ def demo_pair(folder: Path) -> tuple[Path, Path]:
     return demo / "snapshot", demo / "checkpoint"
 
 
-def _in_loop(work: Coroutine[Any, Any, list[Row]]) -> list[Row]:
+def in_loop(work: Coroutine[Any, Any, Result]) -> Result:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(work)

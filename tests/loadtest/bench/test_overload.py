@@ -28,7 +28,7 @@ def test_the_sustainable_load_is_found(plan: Plan):
     async def at(rate: float, seconds: float) -> Tally:
         return tally(rate, seconds)
 
-    found = asyncio.run(overload._sustainable(at, plan))
+    found = asyncio.run(overload.sustainable_rate(at, plan))
     assert found == pytest.approx(CAPACITY, rel=0.05)
 
 

@@ -1,0 +1,89 @@
+"""What the benchmark of swaps calls a fault, which answers it counts to a swap, and its rows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.bench import swaps
+from loadtest.bench.swap_stock import Judge, Stock
+from loadtest.bench.swaps import Plan, Record, Swap
+
+
+def answer(model: str, index: str, hits: list[tuple[str, str, float]], **other: Any) -> Any:
+    return {
+        "model_version": model,
+        "index_version": index,
+        "query": "desk",
+        "degraded": [],
+        "hits": [{"item_id": item, "sid": sid, "score": score} for item, sid, score in hits],
+    } | other
+
+
+@pytest.fixture
+def judge() -> Judge:
+    sids = {"i1": {"a": "<a_1>", "b": "<a_2>"}, "i2": {"a": "<a_7>", "b": "<a_2>"}}
+    judge = Judge(Stock(Path("registry"), "g1", "g2", None, sids))
+    judge.learn(answer("m1", "i1", [("a", "<a_1>", 2.0), ("b", "<a_2>", 1.0)]))
+    judge.learn(answer("m2", "i2", [("b", "<a_2>", 3.0), ("a", "<a_7>", 1.0)]))
+    return judge
+
+
+def test_answers_of_one_generation_are_without_fault(judge: Judge):
+    assert judge.fault(answer("m1", "i1", [("a", "<a_1>", 2.0), ("b", "<a_2>", 1.0)])) is None
+    near = [("a", "<a_1>", 1.9995), ("b", "<a_2>", 1.0)]
+    assert judge.fault(answer("m1", "i1+3", near)) is None
+    assert judge.fault(answer("m1", "i1", [("b", "<a_2>", 9.0)], degraded=["x"])) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (answer("m1", "i2", [("b", "<a_2>", 3.0)]), "no generation has"),
+        (answer("m1", "i1", [("a", "<a_7>", 2.0), ("b", "<a_2>", 1.0)]), "not under <a_7>"),
+        (answer("m1", "i1", [("c", "<a_1>", 2.0), ("b", "<a_2>", 1.0)]), "c is not under"),
+        (answer("m1", "i1", [("b", "<a_2>", 3.0), ("a", "<a_1>", 1.0)]), "hit 1 is b"),
+        (answer("m1", "i1", [("a", "<a_1>", 2.0)]), "1 hits, 2"),
+        (answer("m1", "i1", [("b", "<a_7>", 3.0)], degraded=["x"]), "not under"),
+    ],
+)
+def test_mixtures_are_faults(judge: Judge, wrong: Any, said: str):
+    assert said in str(judge.fault(wrong))
+
+
+def test_answers_count_to_a_swap_until_it_has_settled():
+    record = Record([Swap("promotion", 10.0, 11.0, True, {}, 100.0)])
+    record.latencies = [(9.9, 0.1), (10.0, 0.2), (11.9, 0.3), (12.1, 0.4)]
+    assert record.during() == ([0.2, 0.3], [0.1, 0.4])
+
+
+def test_growth_has_an_interval():
+    slope, half = swaps._slope([1.0, 2.0, 3.0, 4.0])
+    assert slope == pytest.approx(1)
+    assert half == pytest.approx(0)
+    assert swaps._slope([5.0, 5.0]) == (0.0, math.inf)
+
+
+def test_every_pair_is_visited_and_the_target_is_never_the_champion():
+    versions, champion, visited = ["1", "2", "3"], "1", set[tuple[str, str]]()
+    for number in range(20):
+        target = swaps._next(versions, champion, number)
+        visited.add((champion, target))
+        champion = target
+    assert all(one != other for one, other in visited)
+    assert len(visited) >= 4
+
+
+def test_rows_tell_what_was_not_whole():
+    record = Record([Swap("promotion", 1.0, 2.0, True, {"open": 5.0}, 100.0) for _ in range(9)])
+    record.latencies = [(1.5, 0.03), (5.0, 0.01)]
+    record.outcomes.update({"200": 7, "503": 2, "degraded": 1})
+    record.faults.append("mixed")
+    table = swaps._rows("native", Plan(1.0, 9, swaps.QUICK), 10.0, record)
+    rows = {row["what"]: row for row in table}
+    assert rows["p99 of answers during swaps"]["ratio"] == {"outside of swaps": 0.3333}
+    assert rows["answers not whole"]["ours"] == 2
+    assert rows["answers not whole"]["peers"] == {"mixed generations": 1}
+    assert rows["disk to live"]["parts_ms"] == {"open": 5.0}
+    assert rows["growth of memory"]["ours"] == 0
