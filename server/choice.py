@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from index.errors import ArtifactError
+from index.live.catalogue import live_directory
 from models.registry.leases import Lease
+from models.registry.record import GenerationRecord
 from models.registry.registry import Choice, Registry
 from server.settings import Settings
 
@@ -51,10 +53,17 @@ def choose_registered(settings: Settings) -> Registered | None:
     return Registered(registry, choice, lease)
 
 
-def settings_for(settings: Settings, snapshot_version: str) -> Settings:
-    """The settings to open a registered generation with: its files are verified already, and the
-    live directory, where one is named, holds one of each snapshot."""
-    live: Path | None = settings.live_directory
-    if live is not None:
-        live = live / snapshot_version
-    return settings.model_copy(update={"live_directory": live, "verify": False})
+def settings_for(settings: Settings, registry: Registry, record: GenerationRecord) -> Settings:
+    """The settings to open a registered generation with: its files are verified already, and its
+    catalogue's changes lie where those of the snapshot lie that the catalogue started from."""
+    update = {"live_directory": changes_of(settings, registry, record), "verify": False}
+    return settings.model_copy(update=update)
+
+
+def changes_of(settings: Settings, registry: Registry, record: GenerationRecord) -> Path:
+    """The live directory of a registered generation: one for all snapshots that a catalogue's
+    changes led to, beside the first of them or in the folder that the settings name."""
+    origin = record.catalogue_origin
+    if settings.live_directory is not None:
+        return settings.live_directory / origin
+    return live_directory(registry.snapshots.path(origin))

@@ -250,7 +250,7 @@ class Rollout:
         registry, hashes = self.registry, self._settings.verify
         record = registry.record(version)
         pairing = record.pairing
-        known = pairing.snapshot == live.snapshot_version
+        known = self._has_catalogue_of(record, live)
         registry.snapshots.check(pairing.snapshot, hashes=hashes and not known)
         registry.checkpoints.check(pairing.checkpoint, hashes=hashes)
         return record
@@ -259,8 +259,8 @@ class Rollout:
         """In a thread."""
         snapshot, checkpoint = self.registry.paths(record)
         pairing = record.pairing
-        settings = self._settings_like(live, pairing.snapshot)
-        if pairing.snapshot != live.snapshot_version:
+        settings = self._settings_like(live, record)
+        if not self._has_catalogue_of(record, live):
             check_memory([snapshot, checkpoint], settings.engine_device)
             generation = load_generation(settings, snapshot, checkpoint)
         else:
@@ -269,18 +269,35 @@ class Rollout:
             opened = Checkpoint.open(checkpoint, verify=False)
             generation = with_weights(settings, live.beside(opened))
         found = (generation.snapshot_version, generation.model_version)
-        if found != (pairing.snapshot, pairing.checkpoint):
+        if found != (record.catalogue_origin, pairing.checkpoint):
             generation.close()
             raise ArtifactError(
-                f"generation {record.version} names {pairing.snapshot} and {pairing.checkpoint}, "
+                f"generation {record.version} is of catalogue {record.catalogue_origin} and "
+                f"checkpoint {pairing.checkpoint}, "
                 f"its directories hold {found[0]} and {found[1]}; a manifest is damaged"
             )
         return generation
 
-    def _settings_like(self, live: Generation, snapshot_version: str) -> Settings:
+    def _has_catalogue_of(self, record: GenerationRecord, live: Generation) -> bool:
+        """Whether the live catalogue is the one of a generation, so that it goes on with its
+        changes: whatever snapshots its compactions led to. Raises ArtifactError where the live one
+        lacks changes that the generation has."""
+        if live.snapshot_version != record.catalogue_origin:
+            return False
+        if live.catalogue is None:
+            # One state only: another snapshot may hold a later one.
+            return record.pairing.snapshot == self._live.record.pairing.snapshot
+        if record.catalogue_sequence > live.view.sequence:
+            raise ArtifactError(
+                f"generation {record.version} holds {record.catalogue_sequence} changes of the "
+                f"catalogue, which has {live.view.sequence} here; it is of another place"
+            )
+        return True
+
+    def _settings_like(self, live: Generation, record: GenerationRecord) -> Settings:
         """To open one with: "auto" is what was measured for the live one, since that cannot be
         measured under load."""
-        settings = settings_for(self._settings, snapshot_version)
+        settings = settings_for(self._settings, self.registry, record)
         if isinstance(live.runner, Runner) and settings.engine_dtype == "auto":
             name = str(live.runner.weights.layers[0].qkv.dtype).removeprefix("torch.")
             settings = settings.model_copy(update={"engine_dtype": name})
@@ -432,7 +449,7 @@ async def start_rollout(
         )
     if registered.lease is None:
         log.warning("generation not pinned", detail=registered.unpinned)
-    own = settings_for(settings, choice.record.pairing.snapshot)
+    own = settings_for(settings, registered.registry, choice.record)
     pipeline = await start_pipeline(own, choice.snapshot, choice.checkpoint, metrics, log)
     try:
         return pipeline, Rollout(registered, pipeline, settings, log)

@@ -24,6 +24,7 @@ import psutil
 
 from index import artifact
 from index.errors import ArtifactError
+from index.live.log import read_log, segments_of
 from index.live.replay import replay
 from index.live.view import CatalogueView
 from index.snapshot import Snapshot
@@ -67,13 +68,17 @@ def read_view(
 
 
 def base_of(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snapshot:
-    """The last merge, or the snapshot itself while there is none. Raises ArtifactError."""
+    """The last merge, or the snapshot itself while there is none. A snapshot that a merge led to
+    stands for the one that its changes started from. Raises ArtifactError."""
     state = directory / STATE
     if isinstance(snapshot, Snapshot):
-        origin, version, path = snapshot, snapshot.version, snapshot.path
+        given, version, path, facts = snapshot, snapshot.version, snapshot.path, snapshot.manifest
     else:
-        origin, path = None, Path(snapshot)
-        version = artifact.read(path, "snapshot", verify=False).version
+        given, path = None, Path(snapshot)
+        manifest = artifact.read(path, "snapshot", verify=False)
+        version, facts = manifest.version, manifest.extra
+    changes = cast(dict[str, Any], facts.get("live", {}))
+    version, sequence = str(changes.get("origin", version)), int(changes.get("sequence", 0))
     try:
         facts = cast(dict[str, Any], orjson.loads(state.read_bytes()))
         started, merged = str(facts["origin"]), cast(str | None, facts["merged"])
@@ -91,10 +96,24 @@ def base_of(snapshot: Snapshot | Path, directory: Path, *, verify: bool) -> Snap
             f"{directory} holds changes of snapshot version {started}, {path} is version "
             f"{version}; remove {directory} to drop those changes"
         )
+    _check_covers(directory, path, sequence)
     if merged is None:
-        return origin or Snapshot.open(path, verify=verify)
-    text = None if origin is None else origin.text_parts
+        return given or Snapshot.open(path, verify=verify)
+    text = None if given is None else given.text_parts
     return Snapshot.open(directory / merged, verify=verify, text=text)
+
+
+def _check_covers(directory: Path, snapshot: Path, sequence: int) -> None:
+    """Raises ArtifactError where a log ends before the last change that a snapshot holds: they are
+    of two places, and what follows in the one does not fit the other."""
+    segments = segments_of(directory / LOG)
+    if not segments or sequence < int(segments[0].stem):
+        return
+    if next(read_log(directory / LOG, sequence - 1, unfinished=True), None) is None:
+        raise ArtifactError(
+            f"{snapshot} holds {sequence} changes of its catalogue, {directory / LOG} has fewer: "
+            f"it is of another place; remove {directory} to drop those changes"
+        )
 
 
 def reached_sequence(directory: Path) -> int:

@@ -74,6 +74,21 @@ class GenerationRecord:
     who: str = ""
     why: str = ""
 
+    @property
+    def catalogue_origin(self) -> str:
+        """Version of the snapshot whose changed catalogue the snapshot holds; its own for one that
+        was built. Snapshots of one origin share encoder, codec and the changes that go on."""
+        return str(self._catalogue.get("origin", self.pairing.snapshot))
+
+    @property
+    def catalogue_sequence(self) -> int:
+        """Number of the last change of that catalogue which the snapshot holds; 0 for none."""
+        return int(self._catalogue.get("sequence", 0))
+
+    @property
+    def _catalogue(self) -> Mapping[str, Any]:
+        return cast(Mapping[str, Any], self.lineage.get("catalogue") or {})
+
     def to_json(self) -> dict[str, Any]:
         pairing = self.pairing
         return {

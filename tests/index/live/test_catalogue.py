@@ -301,6 +301,45 @@ def test_an_export_is_a_snapshot_of_its_own(either: Opened, tmp_path: Path) -> N
         catalogue.export(tmp_path / "exported")
 
 
+def test_an_export_goes_on_with_the_changes_of_its_catalogue(
+    either: Opened, path: Path, tmp_path: Path
+) -> None:
+    """In the directory of the snapshot that it came from, or in one of its own."""
+    catalogue, exported = either(), tmp_path / "exported"
+    catalogue.apply([Upsert(item(80)), Delete("i0")])
+    catalogue.export(exported)
+    catalogue.apply([Delete("i1")])
+    catalogue.close()
+    for _ in range(2):
+        with LiveCatalogue.open(exported, live_directory(path), QUIET) as same:
+            assert [same.view.sequence, same.view.n_items] == [3, 29]
+            assert same.view.base.path == exported
+    with LiveCatalogue.open(exported, settings=QUIET) as own:
+        assert [own.view.sequence, own.view.n_items] == [2, 30]
+        own.apply([Delete("i2")])
+    with LiveCatalogue.open(exported, settings=QUIET) as own:
+        assert [own.view.sequence, own.view.n_items] == [3, 29]
+    with either() as catalogue:
+        catalogue.merge()
+        catalogue.apply([Delete("i3")])
+    with LiveCatalogue.open(exported, live_directory(path), QUIET) as same:
+        assert [same.view.sequence, same.view.base.path.name] == [4, f"merged-{3:020d}"]
+
+
+def test_an_export_from_another_place_is_refused(
+    either: Opened, path: Path, base: Snapshot, tmp_path: Path
+) -> None:
+    elsewhere = Path(shutil.copytree(base.path, tmp_path / "elsewhere"))
+    with LiveCatalogue.open(elsewhere, settings=QUIET) as other:
+        other.apply([Delete("i0"), Delete("i1")])
+        other.export(tmp_path / "exported")
+    catalogue = either()
+    catalogue.apply([Delete("i5")])
+    catalogue.close()
+    with pytest.raises(ArtifactError, match="holds 2 changes of its catalogue.*has fewer"):
+        LiveCatalogue.open(tmp_path / "exported", live_directory(path), QUIET)
+
+
 def test_one_writer_at_a_time(either: Opened, path: Path) -> None:
     either()
     with pytest.raises(ArtifactError, match=rf"another process \(number {os.getpid()}\)"):
