@@ -12,8 +12,9 @@ manifest.json      kind "dataset"; source, simulated, queries_derived, summary
 Invariants of a published dataset (checked by `index.validation`): item ids are unique and not
 empty; judgments and events name items that exist; every query of judgments and events is in splits.
 
-Events have a nullable `split` mark. Sources that split by time mark each event; where the mark is
-null, the split of the event's query holds (`events_of`).
+Events have a nullable `split` mark. Sources that split by time mark each event; mark and split of
+the event's query must agree before an event belongs to a split (`events_of`), so a query that is
+held out is trained on at no time, and nothing is trained on after the cut.
 """
 
 # pyarrow has no types of its own: what it returns is unknown to the checker.
@@ -182,17 +183,36 @@ class Dataset:
         return self.judgments.filter(pc.is_in(self.judgments.column("query"), queries))
 
     def events_of(self, split: str) -> pa.Table:
-        """Events marked `split`; without a mark, the query's split counts; without either, train.
+        """Events of one split: both the event's mark and its query's split must say so.
 
-        An event without query and mark (browsing) can leak nothing into a query's evaluation.
+        What is missing says nothing: an event without a mark goes by its query, one without a query
+        (browsing) by its mark, one without either is training material, because it can leak nothing
+        into a query's evaluation.
         """
         events = self.events
-        in_split = pc.is_in(events.column("query"), pa.array(self.queries(split), pa.string()))
-        if split == "train":
-            in_split = pc.or_(in_split, pc.is_null(events.column("query")))
+        of_query = self._queried(split)
         mark = events.column("split")
-        keep = pc.if_else(pc.is_null(mark), in_split, pc.equal(mark, split))
+        of_mark = pc.equal(mark, split)
+        bare = pc.and_(pc.is_null(mark), pc.is_null(events.column("query")))
+        keep = pc.and_(
+            pc.or_(pc.is_null(mark), pc.fill_null(of_mark, False)),
+            pc.or_(pc.is_null(events.column("query")), of_query),
+        )
+        if split != "train":
+            keep = pc.and_(keep, pc.invert(bare))
         return events.filter(keep)
+
+    def events_before_cut(self) -> pa.Table:
+        """Events that training may know as somebody's past: marked train, whatever their query (it
+        happened before anything held out), or without a mark and of a training query or none."""
+        mark, query = self.events.column("split"), self.events.column("query")
+        unmarked = pc.or_(pc.is_null(query), self._queried("train"))
+        return self.events.filter(pc.if_else(pc.is_null(mark), unmarked, pc.equal(mark, "train")))
+
+    def _queried(self, split: str) -> pa.ChunkedArray:
+        """Which events have a query of `split`."""
+        queries = pa.array(self.queries(split), pa.string())
+        return pc.is_in(self.events.column("query"), queries)
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.parquet"

@@ -167,6 +167,18 @@ def fit(
     Grades are gains: 0 is not relevant, twice the grade is worth twice as much. Queries without two
     candidates or without a gain teach nothing and are left out. Raises ConfigError if none is left.
     """
+    return RescoringWeights.from_vector(
+        fit_vector(examples, NON_NEGATIVE, regularisation=regularisation)
+    )
+
+
+def fit_vector(
+    examples: Sequence[tuple[NDArray[np.float32], NDArray[np.floating[Any]]]],
+    non_negative: NDArray[np.bool_],
+    *,
+    regularisation: float = REGULARISATION,
+) -> NDArray[np.float64]:
+    """`fit` over any columns, float64 (F,); those of `non_negative` (F,) stay at 0 or above."""
     useful = [
         (x.astype(np.float64), np.maximum(grades, 0).astype(np.float64))
         for x, grades in examples
@@ -175,8 +187,7 @@ def fit(
     if not useful:
         raise ConfigError("no query has two candidates and a relevant one; nothing to fit on")
     lists = _Lists(useful)
-    weights = lists.minimise(regularisation) / lists.scale
-    return RescoringWeights.from_vector(weights)
+    return lists.minimise(non_negative, regularisation) / lists.scale
 
 
 class _Lists:
@@ -201,13 +212,14 @@ class _Lists:
         difference = exponentials / np.repeat(totals, self.lengths) - self.targets
         return float(loss) / len(self.start), difference @ self.x / len(self.start)
 
-    def minimise(self, regularisation: float) -> NDArray[np.float64]:
+    def minimise(
+        self, constrained: NDArray[np.bool_], regularisation: float
+    ) -> NDArray[np.float64]:
         """Projected gradient descent; the step doubles after a success, halves until it succeeds.
 
         A step succeeds when the loss falls by at least a quarter of what the gradient promises.
         """
         weights = np.zeros(self.x.shape[1])
-        constrained = NON_NEGATIVE if len(weights) == len(NON_NEGATIVE) else weights > 0
         step = 1.0
 
         def regularised(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses
 from index.catalogue import Catalogue
-from index.rescoring import RescoringWeights, features, rank, score
+from index.rescoring import RescoringWeights, features, score
 
 
 class Ranked(NamedTuple):
@@ -55,13 +55,17 @@ def rank_candidates(
     query_text: str,
     query_embedding: NDArray[np.float32],
     candidates: Candidates,
+    taste: NDArray[np.float32] | None = None,
 ) -> Ranked:
-    """Candidates in served order."""
+    """Candidates in served order. `taste` float32 (n,): what the user's history adds to each."""
     table = features(query_embedding, query_text, candidates.rows, candidates.sid_scores, catalogue)
-    order = rank(table, weights, candidates.rows)
+    total = score(table, weights)
+    if taste is not None:
+        total = total + taste
+    order = np.lexsort((candidates.rows, -total))
     return Ranked(
         candidates.rows[order],
-        score(table, weights)[order],
+        total[order],
         table[order],
         candidates.hypothesis[order],
     )

@@ -9,7 +9,6 @@ pseudo-queries or decoder. A search's history is what its user chose before the 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -18,25 +17,11 @@ from numpy.typing import NDArray
 
 from index.dataset import Dataset
 from index.text import item_text, normalise, words
+from models.training.visits import Visit, read_visits, rows_by_id
 
 IntArray = NDArray[np.int64]
 RELEVANT_SHARE = 0.6
-CLICK_WEIGHT = 0.5
-ORDER_WEIGHT = 1.0
-MAX_HISTORY = 20
 _ITEM_COLUMNS = ("title", "brand", "category")
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One search that ended in clicks or orders: query, rows wanted, and the user's rows before.
-
-    `wanted`: (item row, weight) pairs; `history`: item rows, oldest first.
-    """
-
-    query: str
-    wanted: tuple[tuple[int, float], ...]
-    history: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +61,14 @@ def read_material(dataset: Dataset) -> Material:
     """Collect the training split of a dataset."""
     columns = dataset.items.select(list(_ITEM_COLUMNS)).to_pylist()
     item_texts = [item_text(row) for row in columns]
-    ids = dataset.items.column("item_id").to_pylist()
-    row_of = {item_id: row for row, item_id in enumerate(ids)}
+    row_of = rows_by_id(dataset)
     popularity = np.nan_to_num(
         dataset.items.column("popularity").to_numpy(zero_copy_only=False).astype(np.float64)
     )
     known: dict[str, dict[int, float]] = defaultdict(dict)
     for query, row, weight in _judged(dataset, row_of):
         known[query][row] = max(weight, known[query].get(row, 0.0))
-    visits = _visits(dataset, row_of)
+    visits = read_visits(dataset, "train")
     for visit in visits:
         for row, weight in visit.wanted:
             total = known[visit.query].get(row, 0.0) + 0.5 * weight
@@ -114,62 +98,3 @@ def _judged(dataset: Dataset, row_of: dict[str, int]) -> list[tuple[str, int, fl
         (queries[i], row_of[items[i]], float(share[i]))
         for i in np.flatnonzero(share >= RELEVANT_SHARE)
     ]
-
-
-def _visits(dataset: Dataset, row_of: dict[str, int]) -> list[Visit]:
-    """Training events grouped into searches, each with the user's earlier clicks and orders.
-
-    A search is one session's events of one query. Choices without a query (browsing) count as
-    history only.
-    """
-    table = dataset.events_of("train")
-    if table.num_rows == 0:
-        return []
-    times = table.column("time").to_numpy()
-    columns = {
-        name: table.column(name).to_pylist()
-        for name in ("session_id", "user_id", "query", "item_id", "kind")
-    }
-    searches: dict[tuple[str, str], _Search] = {}
-    chosen: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for i in np.argsort(times, kind="stable").tolist():
-        kind, query, user = columns["kind"][i], columns["query"][i], columns["user_id"][i]
-        time, row = float(times[i]), row_of[columns["item_id"][i]]
-        if query:
-            key = (columns["session_id"][i], query)
-            search = searches.setdefault(key, _Search(query, user, time, {}))
-            if kind != "impression":
-                weight = ORDER_WEIGHT if kind == "order" else CLICK_WEIGHT
-                search.wanted[row] = max(weight, search.wanted.get(row, 0.0))
-        if kind != "impression" and user:
-            chosen[user].append((time, row))
-    return [
-        Visit(
-            search.query,
-            tuple(search.wanted.items()),
-            _before(chosen[search.user], search.began) if search.user else (),
-        )
-        for search in searches.values()
-        if search.wanted
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """A search being collected: `began` at its first event, `wanted` row → weight."""
-
-    query: str
-    user: str | None
-    began: float
-    wanted: dict[int, float]
-
-
-def _before(chosen: list[tuple[float, int]], time: float) -> tuple[int, ...]:
-    """The last MAX_HISTORY distinct rows chosen before `time`, by when each was chosen last."""
-    end = bisect_left(chosen, (time, -1))
-    newest_first: dict[int, None] = {}
-    for _, row in reversed(chosen[:end]):
-        newest_first[row] = None
-        if len(newest_first) == MAX_HISTORY:
-            break
-    return tuple(reversed(newest_first))

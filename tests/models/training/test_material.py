@@ -7,7 +7,8 @@ import pytest
 from index.dataset import Dataset, write_dataset
 from index.text import words
 from models.training.build import fit_pseudo_queries
-from models.training.material import MAX_HISTORY, Material, Visit, read_material
+from models.training.material import Material, read_material
+from models.training.visits import MAX_HISTORY, Visit
 
 ITEMS = [
     {"item_id": "a", "title": "Oak desk", "brand": "Nord", "category": ["Home", "Desks"]},
@@ -224,7 +225,7 @@ def leaky(path: Path) -> Dataset:
         events=[
             event(1, "b", "secret desk"),
             event(2, "c", "hidden lamp"),
-            # A source that splits by time marks events; the mark counts, not the query's split.
+            # A source that splits by time marks events; both mark and query must say train.
             event(3, "c", "desk", split="test"),
             event(4, "x0", None, split="test"),
             event(5, "a", "desk", session="s9"),
