@@ -5,9 +5,12 @@ All categories of the folder are imported, or those a mapping file lists under `
 items and users carry the category ("Office_Products:12"), because each category counts from 0.
 
 There are no queries in the source. Each purchase gets one that is derived from its item's title and
-brand, the same for every purchase of the item (`derive_query`); the manifest says so. A sequence is
-ordered but not dated: `time` is the step, so it orders a user's events and compares no two users.
-Each step keeps the source's split mark in the events' `split` column.
+brand; the manifest says so. An item has several (`derive_queries`). All of them, of all items, are
+split with their respellings (SHARES), and a purchase draws among those of its item whose split is
+the purchase's mark, by a hash of user and step: no query of a test purchase is ever one of a
+training purchase. A purchase whose item has none on its side has no query and counts as history.
+A sequence is ordered but not dated: `time` is the step, so it orders a user's events and compares
+no two users. Each step keeps the source's split mark in the events' `split` column.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ import orjson
 from index.errors import ConfigError, DataError
 from index.importers.cleaning import clean_text
 from index.importers.id_set import hash_of
-from index.importers.intake import Intake
+from index.importers.intake import SPLIT_OF_NAME, Intake
 from index.importers.mapping import Mapping
 from index.importers.records import BadRow, Place, SourceRow, open_bytes, read_rows
+from index.splits import split_queries
 from index.text import normalise
 
-QUERY_WORDS = 3
-BRAND_SHARE = 3
+# More held out than usual: few test purchases should remain without a query of their own.
+SHARES = (0.6, 0.15, 0.25)
 _PREFIX = "amazon_"
 _ITEMS = "_items.json.gz"
 _SEQUENCES = "_sequences.jsonl.gz"
@@ -44,34 +48,40 @@ def import_amazon(source: Path, intake: Intake, mapping: Mapping) -> None:
     Raises ConfigError when the folder has no such files or lacks a category of the mapping.
     """
     categories = _categories(source, mapping.categories)
-    queries: dict[str, dict[int, str]] = {}
+    queries: dict[str, dict[int, list[str]]] = {}
     for category in categories:
         queries[category] = _take_items(source / f"{_PREFIX}{category}{_ITEMS}", category, intake)
+    every = (query for found in queries.values() for forms in found.values() for query in forms)
+    split_of = split_queries(every, shares=SHARES)
+    intake.set_splits(split_of)
     for category in categories:
         path = source / f"{_PREFIX}{category}{_SEQUENCES}"
         for row in read_rows(path, "jsonl"):
             if isinstance(row, BadRow):
                 intake.reject("events", row)
             else:
-                _take_sequence(row, category, queries[category], intake)
+                _take_sequence(row, category, queries[category], split_of, intake)
     intake.note("queries are derived from title and brand of the bought item")
     intake.note("time is the step in the user's sequence; users' times cannot be compared")
 
 
-def derive_query(title: str, brand: str | None) -> str:
-    """A short query for an item: the last words of the title's head, a third of them with brand.
+def derive_queries(title: str, brand: str | None) -> list[str]:
+    """Short queries for an item, distinct: the last two to four words of the title's head, its
+    first and last, and the last one to three behind the brand.
 
-    "Stanley 1/2-Inch Leg Length Staples, Steel (1000 Count)" → "leg length staples".
+    "Stanley 1/2-Inch Leg Length Staples, Steel (1000 Count)" → "leg length staples", "length
+    staples", "leg staples", "stanley leg length staples", "stanley length staples", …
     """
-    brand_words = set(_WORD.findall(normalise(brand or "")))
+    maker = normalise(brand or "")
+    brand_words = set(_WORD.findall(maker))
     head = _HEAD_END.split(normalise(title), maxsplit=1)[0]
     found = [w for w in _WORD.findall(head) if w not in brand_words and w not in _FILLERS]
     if not found:
         found = normalise(title).split()
-    query = " ".join(found[-QUERY_WORDS:])
-    if brand and hash_of(f"{brand}\0{title}") % BRAND_SHARE == 0:
-        return f"{normalise(brand)} {query}"
-    return query
+    forms = [found[-count:] for count in (3, 2, 4)]
+    forms.append([found[0], found[-1]] if len(found) > 1 else found)
+    forms += [[maker, *found[-count:]] for count in (2, 1, 3)] if maker else []
+    return list(dict.fromkeys(" ".join(form) for form in forms))
 
 
 def _categories(source: Path, wanted: tuple[str, ...]) -> list[str]:
@@ -89,8 +99,8 @@ def _categories(source: Path, wanted: tuple[str, ...]) -> list[str]:
     return list(wanted) or there
 
 
-def _take_items(path: Path, category: str, intake: Intake) -> dict[int, str]:
-    """Hand over the items; returns item number → derived query. The file is one JSON document."""
+def _take_items(path: Path, category: str, intake: Intake) -> dict[int, list[str]]:
+    """Hand over the items; returns item number → derived queries. The file is one JSON document."""
     with open_bytes(path) as file:
         try:
             items = orjson.loads(file.read())
@@ -98,7 +108,7 @@ def _take_items(path: Path, category: str, intake: Intake) -> dict[int, str]:
             raise DataError(f"is not valid JSON: {error}", path=path) from None
     if not isinstance(items, dict):
         raise DataError("must be one object of items by number", path=path)
-    queries: dict[int, str] = {}
+    queries: dict[int, list[str]] = {}
     for line, (number, raw) in enumerate(cast(dict[str, Any], items).items(), 1):
         place = Place(path, line)
         if not isinstance(raw, dict) or not number.isdigit():
@@ -114,7 +124,7 @@ def _take_items(path: Path, category: str, intake: Intake) -> dict[int, str]:
         }
         if intake.take("items", place, values):
             title, brand = clean_text(str(values["title"])), clean_text(str(values["brand"] or ""))
-            queries[int(number)] = derive_query(title, brand or None)
+            queries[int(number)] = derive_queries(title, brand or None)
     return queries
 
 
@@ -129,16 +139,26 @@ def _description(raw: object) -> object:
     return " ".join(map(str, cast(list[object], parts))) if isinstance(parts, list) else raw
 
 
-def _take_sequence(row: SourceRow, category: str, queries: dict[int, str], intake: Intake) -> None:
+def _take_sequence(
+    row: SourceRow,
+    category: str,
+    queries: dict[int, list[str]],
+    split_of: dict[str, str],
+    intake: Intake,
+) -> None:
     user, items, marks = (row.values.get(name) for name in ("user", "items", "split"))
     if not isinstance(items, list) or not isinstance(marks, list) or not user:
         intake.reject("events", BadRow(row.place, "not a sequence"))
         return
     for step, (item, mark) in enumerate(_steps(items, marks)):
+        side = SPLIT_OF_NAME.get(str(mark or "train"))
+        forms = queries.get(item, []) if isinstance(item, int) else []
+        open_to = [form for form in forms if split_of[form] == side]
+        drawn = hash_of(f"{category}:{user}:{step}")
         values = {
             "session_id": f"{category}:{user}:{step}",
             "user_id": f"{category}:{user}",
-            "query": queries.get(item) if isinstance(item, int) else None,
+            "query": open_to[drawn % len(open_to)] if open_to else None,
             "item_id": f"{category}:{item}",
             "kind": "order",
             "time": step,

@@ -38,7 +38,7 @@ _KIND_NAMES = {
 }
 _KIND_OF_NAME = {name: kind for kind, names in _KIND_NAMES.items() for name in names}
 assert tuple(_KIND_NAMES) == EVENT_KINDS
-_SPLIT_OF_NAME = {name: name for name in SPLIT_NAMES} | {"valid": "validation", "dev": "validation"}
+SPLIT_OF_NAME = {name: name for name in SPLIT_NAMES} | {"valid": "validation", "dev": "validation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class Intake:
         self._items = IdSet()
         self._keys: dict[str, IdSet] = {"users": IdSet(), "judgments": IdSet()}
         self._queries: dict[str, None] = {}
+        self._splits: Mapping[str, str] | None = None
         self._read: Counter[str] = Counter()
         self._rejected: dict[str, Counter[str]] = defaultdict(Counter)
         self._warnings: dict[str, Counter[str]] = defaultdict(Counter)
@@ -125,9 +126,14 @@ class Intake:
         """Add a sentence for the summary."""
         self._notes.append(text)
 
+    def set_splits(self, splits: Mapping[str, str]) -> None:
+        """The split of every query that will come, where the importer has split them itself."""
+        self._splits = splits
+
     def finish(self) -> Summary:
         """Write the splits, close every file and count."""
-        splits = split_queries(self._queries)
+        splits = split_queries(self._queries) if self._splits is None else self._splits
+        splits = {query: splits[query] for query in self._queries}
         write_splits(self._directory, splits)
         if self._progress is not None:
             for table, count in self._read.items():
@@ -240,7 +246,7 @@ class Intake:
             raise FieldError("kind", "unknown kind" if given else "missing", given)
         time = cleaning.read_time("time", raw.get("time"))
         mark = str(raw.get("split") or "").strip().lower()
-        if mark and mark not in _SPLIT_OF_NAME:
+        if mark and mark not in SPLIT_OF_NAME:
             raise FieldError("split", "unknown split", mark)
         if query is not None:
             self._queries[query] = None
@@ -252,7 +258,7 @@ class Intake:
             "kind": kind,
             "position": cleaning.read_count("position", raw.get("position"), warn, least=1),
             "time": time,
-            "split": _SPLIT_OF_NAME.get(mark),
+            "split": SPLIT_OF_NAME.get(mark),
         }
 
     def _known_item(self, raw: Mapping[str, Any]) -> str:

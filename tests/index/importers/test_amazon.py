@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from index.dataset import Dataset
 from index.errors import ConfigError, DataError
-from index.importers.amazon import derive_query
+from index.importers.amazon import derive_queries
 from index.importers.formats import import_dataset
 from index.importers.mapping import parse_mapping
 
@@ -57,7 +58,11 @@ def test_purchases_become_orders(source: Path, tmp_path: Path) -> None:
     ]
     assert {e["kind"] for e in events} == {"order"}
     assert {e["user_id"] for e in events} == {"Office:A1"}
-    assert events[0]["query"] == events[2]["query"]
+    split_of = dataset.split_of()
+    for event in events:
+        side = event["split"] or "train"
+        assert event["query"] is None or split_of[event["query"]] == side
+    assert dataset.events_of("train").num_rows == 2
     assert imported.summary.rejected == {
         "events": {"item_id: unknown item": 1, "not a sequence": 1}
     }
@@ -86,21 +91,30 @@ def test_other_folders_and_files_are_named(source: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("title", "brand", "words"),
+    ("title", "brand", "queries"),
     [
-        ("Stanley TRA708T 1/2-Inch Leg Length Staples, Steel", "Stanley", "leg length staples"),
-        ("Laminating Pouches for 3M Machines", None, "laminating pouches"),
-        ("3M Cards 5 x 7", "3M", "cards"),
-        ("5 x 7", "3M", "5 x 7"),
+        (
+            "Stanley TRA708T 1/2-Inch Leg Length Staples, Steel",
+            "Stanley",
+            [
+                "leg length staples",
+                "length staples",
+                "tra708t leg length staples",
+                "tra708t staples",
+                "stanley length staples",
+                "stanley staples",
+                "stanley leg length staples",
+            ],
+        ),
+        ("Laminating Pouches for 3M Machines", None, ["laminating pouches"]),
+        ("3M Cards 5 x 7", "3M", ["cards", "3m cards"]),
+        ("5 x 7", None, ["5 x 7", "x 7", "5 7"]),
     ],
 )
-def test_derived_queries_are_the_head_of_the_title(
-    title: str, brand: str | None, words: str
+def test_derived_queries_come_from_the_head_of_the_title(
+    title: str, brand: str | None, queries: list[str]
 ) -> None:
-    query = derive_query(title, brand)
-    assert query.endswith(words)
-    assert query.removesuffix(words).strip() in ("", (brand or "").lower())
-    assert derive_query(title, brand) == query
+    assert derive_queries(title, brand) == queries
 
 
 @pytest.mark.shared_data
@@ -109,7 +123,13 @@ def test_the_real_folder(shared_data: Path, tmp_path: Path) -> None:
     assert imported.summary.rows == {"items": 7145, "users": 0, "judgments": 0, "events": 45190}
     assert imported.summary.rejected == {}
     dataset = Dataset.open(tmp_path / "d")
-    sizes = {s: dataset.events_of(s).num_rows for s in ("train", "validation", "test")}
-    assert sizes == {"train": 26393, "validation": 9398, "test": 9399}
-    assert dataset.events.column("query").null_count == 0
+    events = dataset.events.to_pylist()
+    marks = Counter(event["split"] for event in events)
+    assert marks == {"train": 26393, "validation": 9398, "test": 9399}
+    split_of = dataset.split_of()
+    asked = Counter(event["split"] for event in events if event["query"])
+    assert all(split_of[e["query"]] == e["split"] for e in events if e["query"])
+    # The share of purchases that have a query on their own side.
+    assert asked["train"] / marks["train"] > 0.9
+    assert asked["test"] / marks["test"] > 0.6
     assert not any("&amp;" in title for title in dataset.items.column("title").to_pylist())
