@@ -15,21 +15,29 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from server.schemas import Degradation
+
 KEPT = 16_384
 GENERATIONS_KEPT = 4
 """More than are in memory at a time."""
 
 Outcome = Literal["whole", "degraded", "failed"]
+OF_ENGINE: frozenset[Degradation] = frozenset(
+    ("engine_deadline", "engine_overload", "engine_error")
+)
+"""What says something of the generation that answered."""
 Parts = tuple[str, str]
 """Versions of checkpoint and snapshot (`Generation.parts`)."""
 
 
 class Seen(NamedTuple):
-    """One search: when it ended (monotonic), how many seconds it took, what became of it."""
+    """One search: when it ended (monotonic), how many seconds it took, what became of it, and the
+    arm that it was in."""
 
     at: float
     seconds: float
     outcome: Outcome
+    arm: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +68,11 @@ class Sample:
         )
 
 
+def outcome_of(degraded: Sequence[Degradation]) -> Outcome:
+    """Of a search that was answered."""
+    return "whole" if OF_ENGINE.isdisjoint(degraded) else "degraded"
+
+
 class Figures:
     """The searches of a server. Used on one event loop."""
 
@@ -77,26 +90,32 @@ class Figures:
             while len(self._seen) > GENERATIONS_KEPT:
                 oldest = min(self._seen, key=lambda one: self._last(self._seen[one]))
                 del self._seen[oldest]
-        kept.append(Seen(self._clock(), seconds, outcome))
+        kept.append(Seen(self._clock(), seconds, outcome, arm))
         if arm is not None:
             self.counts[arm, outcome] = self.counts.get((arm, outcome), 0) + 1
 
-    def count(self, parts: Parts, since: float) -> int:
+    def count(self, parts: Parts, since: float, arm: str | None = None) -> int:
         """How many `since` would find."""
-        return sum(one.at >= since for one in self._seen.get(parts, ()))
+        return len(self._found(parts, since, arm))
 
-    def since(self, parts: Parts, since: float) -> Sample:
-        """What ended at or after a monotonic time."""
-        seen = [one for one in self._seen.get(parts, ()) if one.at >= since]
-        now = self._clock()
-        begun = since if len(seen) < KEPT else seen[0].at
-        return Sample.of(seen, now - begun)
+    def since(self, parts: Parts, since: float, arm: str | None = None) -> Sample:
+        """What ended at or after a monotonic time, in an arm if one is named."""
+        seen = self._found(parts, since, arm)
+        whole = len(self._seen.get(parts, ())) < KEPT or not seen
+        return Sample.of(seen, self._clock() - (since if whole else seen[0].at))
 
     def last(self, parts: Parts, seconds: float) -> Sample:
         """What ended in the last `seconds`; its span begins with the first of them."""
         now = self._clock()
-        seen = [one for one in self._seen.get(parts, ()) if one.at >= now - seconds]
+        seen = self._found(parts, now - seconds, None)
         return Sample.of(seen, now - seen[0].at if seen else 0.0)
+
+    def _found(self, parts: Parts, since: float, arm: str | None) -> list[Seen]:
+        return [
+            one
+            for one in self._seen.get(parts, ())
+            if one.at >= since and (arm is None or one.arm == arm)
+        ]
 
     def _last(self, kept: deque[Seen]) -> float:
         # One that was begun just now is empty.

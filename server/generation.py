@@ -1,8 +1,9 @@
 """Generations: a snapshot and a checkpoint that belong together, pinned while requests use them.
 
-A request pins the live generation once and reads everything from it, the engine's weights too, so
-no answer mixes two. A promoted generation takes over for new requests; the one before it is drained
-when its last pin is released.
+A request pins one generation once and reads everything from it, the engine's weights too, so no
+answer mixes two. A promoted generation takes over for new requests; the one before it is drained
+when its last pin is released. Beside the live one there may be a challenger, which answers its arm
+of an experiment.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import orjson
 import torch
@@ -30,59 +31,20 @@ from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
 from models.registry.pairing import check_parts
 from server.catalogue import open_catalogue, settled_view
+from server.experiment.assignment import Experiment
+from server.runners import HeldByEngine, Runners
 from server.settings import ENVIRONMENT_PREFIX, Settings
 
 if TYPE_CHECKING:
     # Needs vLLM, which has an environment of its own.
     from decoding.vllm.engine import VllmGeneration
 
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""The arms of a canary."""
 IF_HELD = (
     "A server that only reads may serve it beside that one: catalogue_changes=false "
     f"({ENVIRONMENT_PREFIX}CATALOGUE_CHANGES)"
 )
-
-
-class Runners:
-    """What the engine searches a generation's weights with.
-
-    On a CPU one runner takes any trie. On a GPU the trie lies beside the weights, so each base trie
-    that a merge leads to gets a runner; the one before stays for searches that still use it.
-    """
-
-    def __init__(self, first: Runner) -> None:
-        self._kept = (first,)
-
-    @property
-    def newest(self) -> Runner:
-        return self._kept[0]
-
-    def of(self, view: CatalogueView) -> Runner:
-        """The runner for a view's base trie."""
-        fitting = (runner for runner in self._kept if runner.trie is view.base.trie)
-        return next(fitting, self.newest)
-
-    def rebase(self, view: CatalogueView) -> None:
-        """Be ready for the views that follow a merge. In the merging thread, before they come."""
-        newest = self.newest
-        if newest.weights.device.type != "cpu" and newest.trie is not view.base.trie:
-            runner = make_runner(newest.weights, view.base.trie)
-            runner.warm_up()
-            self._kept = (runner, newest)
-
-
-class HeldByEngine:
-    """In the place of `Runners` where the engine holds the weights itself: what it names the
-    generation by, whatever becomes of the catalogue."""
-
-    def __init__(self, name: VllmGeneration) -> None:
-        self.newest = name
-
-    def of(self, view: CatalogueView) -> VllmGeneration:
-        """The same for all views."""
-        return self.newest
-
-    def rebase(self, view: CatalogueView) -> None:
-        """Tries travel with searches: nothing to do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,6 +160,19 @@ class Generation:
         since. Raises ArtifactError when they do not fit."""
         return Generation.of(self.view, checkpoint)
 
+    def drop_weights(self) -> None:
+        """Let go of the weights; no search uses them any more, none may until `take_weights`."""
+        assert isinstance(self.runners, Runners)
+        self.runners.drop()
+
+    def take_weights(self, other: Generation) -> None:
+        """Have the weights of another that was opened from the same checkpoint."""
+        assert isinstance(self.runners, Runners) and isinstance(other.runners, Runners)
+        self.runners.take(other.runners)
+        self.stand_alone()
+        if self.catalogue is not None:
+            self.runners.rebase(self.catalogue.view)
+
     def stand_alone(self) -> None:
         """The generation before this one is gone: merges need not prepare for it any more."""
         if self.catalogue is not None and self.runners is not None:
@@ -223,35 +198,85 @@ class Generation:
         return f"{self.snapshot_version}+{sequence}" if sequence else self.snapshot_version
 
     @property
+    def parts(self) -> tuple[str, str]:
+        """Digests of checkpoint and snapshot: what it is, whatever changed in its catalogue."""
+        return self.model_version, self.snapshot_version
+
+    @property
     def simulated(self) -> bool:
         """Whether catalogue or behaviour are made up."""
         return bool(self.view.manifest.get("simulated")) or self.checkpoint.settings.simulated
 
 
+class Assigned(NamedTuple):
+    """What answers one request. `experiment` and `arm`: None where there is no experiment."""
+
+    generation: Generation
+    experiment: str | None = None
+    arm: str | None = None
+
+
 class Generations:
-    """The live generation and its pins. Used on one event loop."""
+    """The live generation, a challenger where there is one, and their pins. Used on one event
+    loop."""
 
     def __init__(self, live: Generation) -> None:
         self._live = _Pinned(live)
+        self._challenger: _Pinned | None = None
+        self.experiment: Experiment | None = None
+        """Whose arm CHALLENGER the challenger answers; None: it answers nobody."""
 
     @property
     def live(self) -> Generation:
         """What new requests get."""
         return self._live.generation
 
+    @property
+    def challenger(self) -> Generation | None:
+        """What is beside the live one."""
+        return None if self._challenger is None else self._challenger.generation
+
     @contextmanager
     def pin(self) -> Generator[Generation, None, None]:
         """The live generation, kept until the block ends."""
-        pinned = self._live
-        pinned.pins += 1
-        try:
-            yield pinned.generation
-        finally:
-            pinned.release()
+        with self._live.held() as generation:
+            yield generation
+
+    @contextmanager
+    def assigned(self, unit: str) -> Generator[Assigned, None, None]:
+        """The generation of a unit's arm, kept until the block ends: the live one, unless an
+        experiment gives the unit to the challenger."""
+        pinned, experiment, arm = self._live, self.experiment, None
+        if experiment is not None:
+            given = experiment.arm_of(unit)
+            arm = None if given is None else given.name
+            if arm == CHALLENGER and self._challenger is not None:
+                pinned = self._challenger
+        with pinned.held() as generation:
+            named = None if experiment is None or arm is None else experiment.name
+            yield Assigned(generation, named, arm)
 
     def promote(self, generation: Generation) -> asyncio.Event:
-        """Make another generation live. The event is set when nobody uses the old one any more."""
-        old, self._live = self._live, _Pinned(generation)
+        """Make another generation live; the challenger's experiment ends if it is that. The event
+        is set when nobody uses the old one any more."""
+        pinned, challenger = _Pinned(generation), self._challenger
+        if challenger is not None and challenger.generation.runners is generation.runners:
+            # Searches that run on it already hold it as they will hold the live one.
+            pinned, challenger.generation = challenger, generation
+            self._challenger = self.experiment = None
+        old, self._live = self._live, pinned
+        old.retire()
+        return old.drained
+
+    def challenge(self, generation: Generation) -> None:
+        """Have a challenger, which answers nobody yet. There must be none."""
+        assert self._challenger is None
+        self._challenger = _Pinned(generation)
+
+    def unchallenge(self) -> asyncio.Event:
+        """Have none any more. The event is set when nobody uses it any more."""
+        assert self._challenger is not None
+        old, self._challenger, self.experiment = self._challenger, None, None
         old.retire()
         return old.drained
 
@@ -263,9 +288,14 @@ class _Pinned:
         self.retired = False
         self.drained = asyncio.Event()
 
-    def release(self) -> None:
-        self.pins -= 1
-        self._settle()
+    @contextmanager
+    def held(self) -> Generator[Generation, None, None]:
+        self.pins += 1
+        try:
+            yield self.generation
+        finally:
+            self.pins -= 1
+            self._settle()
 
     def retire(self) -> None:
         self.retired = True

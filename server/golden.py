@@ -8,7 +8,6 @@ find something.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from index.errors import ArtifactError, ConfigError
 from index.live.view import CatalogueView
 from server.generation import Generation
+from server.legality import illegality
 from server.pipeline import Pipeline
 from server.schemas import Hit, SearchRequest
 
@@ -89,7 +89,8 @@ async def run_golden(
     for query in queries:
         hits = await _search(pipeline, generation, query)
         for hit in hits:
-            _check_legal(generation.view, query, hit)
+            if wrong := illegality(generation.view, hit):
+                raise ArtifactError(f"golden query {query.text!r}: {wrong}")
         answered += bool(hits)
         itself += any(hit.item_id == query.item_id for hit in hits)
     if answered < floor * len(queries):
@@ -112,16 +113,3 @@ async def _search(pipeline: Pipeline, generation: Generation, query: GoldenQuery
             return hits
         reason = degraded[0]
     raise ArtifactError(f"golden query {query.text!r}: no answer of the engine ({reason})")
-
-
-def _check_legal(view: CatalogueView, query: GoldenQuery, hit: Hit) -> None:
-    row = view.items.row_of(hit.item_id)
-    sid = None
-    if row is not None:
-        leaf = view.postings.leaf_of_row[np.array([row])]
-        sid = view.layout.format(view.trie.codes_of_leaves(leaf)[0])
-    if sid != hit.sid or not math.isfinite(hit.score):
-        raise ArtifactError(
-            f"golden query {query.text!r}: item {hit.item_id} came under {hit.sid} with score "
-            f"{hit.score}, in the catalogue it is {sid or 'not there'}"
-        )

@@ -1,6 +1,6 @@
 """One search from request to answer, on one pinned generation and one view of its catalogue.
 
-query → keywords → embedding → user context → prompt → engine → postings → rescoring → hits
+assigned generation → keywords → preparation → engine → postings → rescoring → hits
 
 Work on arrays runs in threads, never on the event loop; the engine has its own. The engine gets the
 deadline less a reserve for what follows it. Where it is late, sheds or fails, dense and lexical
@@ -11,85 +11,44 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
-from decoding.engine import Engine, EngineStats, Hypotheses, Prompt
-from decoding.errors import DeadlineExceeded, EngineOverloaded, EngineRestarting, GenerationReplaced
-from index.items import ItemFilter
-from index.live.catalogue import CatalogueBusy, CatalogueClosed, CatalogueUnsure
+from decoding.engine import Engine, EngineStats
+from decoding.errors import GenerationReplaced
+from decoding.native.runner import Runner
 from index.live.changes import Change
-from index.live.filters import Allowed
 from index.live.view import CatalogueView
-from index.text import normalise
 from models.ranking import rank_candidates
-from server.cache import LruCache
 from server.candidates import chosen_candidates
+from server.catalogue_change import change_catalogue
 from server.context import UserContexts
-from server.errors import Problem
-from server.generation import Generation, Generations
+from server.engine_door import EngineDoor, Found, NoWeights
+from server.experiment.assignment import Experiment, unit_of
+from server.figures import Figures, outcome_of
+from server.generation import Assigned, Generation, Generations
 from server.hits import hits_of, item_of
 from server.keywords.reader import Found as KeywordsFound
 from server.keywords.reader import KeywordReader, LookUp
 from server.keywords.search import keyword_facts, keyword_request, prompt_terms
 from server.metrics import Metrics
+from server.preparation import Preparation, Prepared, notes
 from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
-from server.settings import RANKING_RESERVE_SHARE, Settings
+from server.settings import Settings
+from server.shadow import Asked, Shadow
+from server.stopwatch import Stopwatch
 
-ENGINE_GRACE_S = 0.005
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """What the engine and the ranking need of a request. `embedding` float32 (d,)."""
-
-    query: str
-    embedding: NDArray[np.float32]
-    prompt: Prompt
-    allowed: Allowed | None
-    beam_width: int
-    unknown_history: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """The engine's hypotheses, or why there are none."""
-
-    hypotheses: Hypotheses | None
-    degraded: tuple[Degradation, ...] = ()
-
-
-class Stopwatch:
-    """Milliseconds of each stage, in the order they ended."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._start = self._last = time.perf_counter()
-        self.timings_ms: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """End a stage; the next one begins."""
-        now = time.perf_counter()
-        self._metrics.stages.labels(stage).observe(now - self._last)
-        self.timings_ms[stage] = round((now - self._last) * 1000, 3)
-        self._last = now
-
-    def stop(self) -> dict[str, float]:
-        """All stages and the total."""
-        total_ms = (time.perf_counter() - self._start) * 1000
-        return self.timings_ms | {"total": round(total_ms, 3)}
-
-
 class Pipeline:
-    """The `Searcher` of the product: one engine, one live generation, a pool of threads."""
+    """The `Searcher` of the product: one engine, one live generation and perhaps a challenger, a
+    pool of threads."""
 
     def __init__(
         self,
@@ -103,6 +62,8 @@ class Pipeline:
     ) -> None:
         self._generations = generations
         self._engine = engine
+        self._door = EngineDoor(engine, settings, log)
+        self._preparation = Preparation(settings, metrics)
         self._contexts = contexts
         self._settings = settings
         self._metrics = metrics
@@ -111,51 +72,85 @@ class Pipeline:
         self._closing: set[asyncio.Task[None]] = set()
         self._promoting = asyncio.Lock()
         self._threads = ThreadPoolExecutor(settings.worker_threads, "onesearch-search")
-        self._embeddings: LruCache[tuple[str, str], NDArray[np.float32]] = LruCache(
-            settings.query_cache_entries
-        )
+        self.figures = Figures()
+        self.shadow: Shadow | None = None
+        """Asks the challenger too, where there is one."""
 
     async def search(
         self, request: SearchRequest, request_id: str, deadline: float
     ) -> SearchResponse:
         """Answer one request by `deadline` (monotonic seconds), degraded if need be."""
-        watch = Stopwatch(self._metrics)
+        watch, unit = Stopwatch(self._metrics), unit_of(request.user_id, request_id)
+        if self.shadow is not None:
+            self.shadow.give_way()
         while True:
             try:
-                return await self._search(request, request_id, deadline, watch)
+                with self._generations.assigned(unit) as assigned:
+                    return await self._counted(assigned, request, request_id, deadline, watch)
             except GenerationReplaced:
                 # Its engine holds one set of weights, and now another. As soon as that is live,
                 # prepare again: prompt and prior are of the generation.
                 async with self._promoting:
                     continue
 
-    async def _search(
-        self, request: SearchRequest, request_id: str, deadline: float, watch: Stopwatch
+    async def _counted(
+        self,
+        assigned: Assigned,
+        request: SearchRequest,
+        request_id: str,
+        deadline: float,
+        watch: Stopwatch,
     ) -> SearchResponse:
-        with self._generations.pin() as generation:
-            # Whatever changes from here on, this search sees one catalogue.
-            view = generation.view
-            history = await self._history(request)
-            look_up = await self._look_up(view, request, history)
-            in_prompt = self._settings.keywords == "rag"
-            known = await self._known(look_up, watch) if in_prompt else None
-            prepared = await self._in_thread(
-                self._prepare, generation, view, request, history, prompt_terms(known)
+        """`_search`, and what became of it. Who goes away before the deadline is not counted."""
+        parts, began = assigned.generation.parts, time.monotonic()
+        try:
+            answer = await self._search(assigned, request, request_id, deadline, watch)
+        except GenerationReplaced:
+            raise
+        except BaseException as error:
+            now = time.monotonic()
+            if not isinstance(error, asyncio.CancelledError) or now >= deadline:
+                self.figures.add(parts, assigned.arm, now - began, "failed")
+            raise
+        outcome = outcome_of(answer.degraded)
+        self.figures.add(parts, assigned.arm, time.monotonic() - began, outcome)
+        return answer
+
+    async def _search(
+        self,
+        assigned: Assigned,
+        request: SearchRequest,
+        request_id: str,
+        deadline: float,
+        watch: Stopwatch,
+    ) -> SearchResponse:
+        generation = assigned.generation
+        # Whatever changes from here on, this search sees one catalogue.
+        view = generation.view
+        history = await self._history(request)
+        look_up = await self._look_up(view, request, history)
+        in_prompt = self._settings.keywords == "rag"
+        known = await self._known(look_up, watch) if in_prompt else None
+        terms = prompt_terms(known)
+        prepared = await self._in_thread(
+            self._preparation.prepare, generation, view, request, history, terms
+        )
+        watch.lap("prepare")
+        if not in_prompt:
+            # It began before the preparation, so it has mostly ended by now.
+            known = await self._known(look_up, watch)
+        if not prepared.beam_width:
+            found, hits, n_candidates = Found(None), list[Hit](), 0
+        else:
+            found = await self._door.ask(generation, view, prepared, request_id, deadline)
+            watch.lap("engine")
+            hits, n_candidates = await self._in_thread(
+                self._rank, generation, view, request, prepared, found
             )
-            watch.lap("prepare")
-            if not in_prompt:
-                # It began before the preparation, so it has mostly ended by now.
-                known = await self._known(look_up, watch)
-            if not prepared.beam_width:
-                found, hits, n_candidates = Found(None), list[Hit](), 0
-            else:
-                found = await self._ask_engine(generation, view, prepared, request_id, deadline)
-                watch.lap("engine")
-                hits, n_candidates = await self._in_thread(
-                    self._rank, generation, view, request, prepared, found
-                )
-                watch.lap("rank")
+            watch.lap("rank")
         self._metrics.unknown_history.inc(prepared.unknown_history)
+        if self.shadow is not None and found.hypotheses is not None:
+            self.shadow.offer(Asked(request, tuple(history), tuple(terms)))
         return SearchResponse(
             request_id=request_id,
             query=request.query,
@@ -165,9 +160,12 @@ class Pipeline:
             index_version=view.version,
             degraded=_degraded(found, known),
             complete=len(hits) == request.limit,
-            notes=_notes(request, prepared, len(hits), knows=_knows(view, prepared)),
+            notes=notes(request, view, prepared, len(hits)),
             simulated=generation.simulated,
+            history_items=len(history),
             keywords=keyword_facts(known, in_prompt=in_prompt),
+            experiment=assigned.experiment,
+            arm=assigned.arm,
             timings_ms=watch.stop(),
         )
 
@@ -179,41 +177,17 @@ class Pipeline:
     async def change(self, changes: Sequence[Change]) -> ChangeOutcome:
         """Change the live catalogue; on return the changes are on disk and in the next search."""
         with self._generations.pin() as generation:
-            if generation.catalogue is None:
-                raise Problem("catalogue-read-only", "this server only reads its catalogue")
-            try:
-                made = asyncio.wrap_future(generation.catalogue.submit(changes))
-                # What was handed in is done, whoever still waits for it; nobody may any more.
-                made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-                applied = await asyncio.shield(made)
-            except CatalogueBusy:
-                raise Problem(
-                    "overloaded",
-                    "more changes wait than the catalogue takes",
-                    retry_after_s=self._settings.retry_after_s,
-                ) from None
-            except CatalogueClosed as error:
-                unsure = isinstance(error, CatalogueUnsure)
-                event = "changes may not be made" if unsure else "changes not made"
-                self._log.error(event, changes=len(changes), detail=str(error))
-                raise Problem(
-                    "changes-unavailable",
-                    "whether the changes were made is not known; send them again"
-                    if unsure
-                    else "the changes were not made; the server's log says why",
-                    retry_after_s=self._settings.retry_after_s,
-                ) from None
-        return ChangeOutcome(
-            applied.sequence,
-            applied.applied,
-            tuple((bad.index, bad.reason) for bad in applied.rejected),
-            generation.index_version_at(applied.sequence),
-        )
+            return await change_catalogue(generation, changes, self._settings, self._log)
 
     @property
     def live(self) -> Generation:
         """What new searches are answered from."""
         return self._generations.live
+
+    @property
+    def challenger(self) -> Generation | None:
+        """What is beside the live one."""
+        return self._generations.challenger
 
     def serving(self) -> Serving:
         """The live generation."""
@@ -251,12 +225,71 @@ class Pipeline:
                 except BaseException:
                     await self._engine.swap(old.runner)
                     raise
-            drained = self._generations.promote(generation)
-        if old.source is not generation.source:
-            closing = asyncio.create_task(_close_after(drained, old))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        return drained
+            return self._flip(generation)
+
+    async def replace(
+        self,
+        opened: Callable[[], Awaitable[Generation]],
+        reopened: Callable[[], Awaitable[Generation]],
+    ) -> asyncio.Event:
+        """The same where two sets of weights do not fit: drop the live ones, then open another
+        generation. Meanwhile retrieval answers.
+
+        `opened` comes with what was decided for; when it raises, the weights that `reopened` has
+        are put into the live generation, and the error is raised here. There must be no challenger.
+        """
+        async with self._promoting:
+            old = self._generations.live
+            assert self._generations.challenger is None
+            if not self._door.is_shut:
+                await self._door.shut()
+            old.drop_weights()
+            await self._engine.swap(NoWeights())
+            try:
+                generation = await self._in_thread((await opened()).succeeding, old)
+                await self._engine.swap(generation.runner)
+            except BaseException as error:
+                # Its frames hold the weights that were being loaded.
+                traceback.clear_frames(error.__traceback__)
+                await self._refill(reopened)
+                raise
+            drained = self._flip(generation)
+            self._door.open()
+            return drained
+
+    async def refill(self, reopened: Callable[[], Awaitable[Generation]]) -> None:
+        """Put weights into the live generation, which has none."""
+        async with self._promoting:
+            await self._refill(reopened)
+
+    async def _refill(self, reopened: Callable[[], Awaitable[Generation]]) -> None:
+        live = self._generations.live
+        live.take_weights(await reopened())
+        await self._engine.swap(live.runner)
+        self._door.open()
+
+    @property
+    def has_weights(self) -> bool:
+        """False where neither the new nor the old could be loaded: only retrieval answers."""
+        return not self._door.is_shut
+
+    async def challenge(self, generation: Generation) -> Generation:
+        """Have a loaded generation beside the live one, warm and with its catalogue if both are of
+        one snapshot; gives it back as it is then. It answers nobody until `assign`."""
+        async with self._promoting:
+            generation = await self._in_thread(generation.succeeding, self._generations.live)
+            if isinstance(generation.runner, Runner):
+                await self._in_thread(generation.runner.warm_up)
+            self._generations.challenge(generation)
+        return generation
+
+    def assign(self, experiment: Experiment | None) -> None:
+        """Give the challenger its arm of an experiment; None: it answers nobody."""
+        self._generations.experiment = experiment
+
+    def unchallenge(self) -> asyncio.Event:
+        """End the challenge. The event is set when the challenger's last search has ended."""
+        return self._generations.unchallenge()
 
     async def settled(self) -> None:
         """Wait until the catalogues of earlier generations are closed."""
@@ -264,15 +297,24 @@ class Pipeline:
             await asyncio.wait(self._closing)
 
     async def try_out(
-        self, generation: Generation, request: SearchRequest, deadline: float
+        self,
+        generation: Generation,
+        request: SearchRequest,
+        deadline: float,
+        *,
+        view: CatalogueView | None = None,
+        history: Sequence[str] = (),
+        terms: Sequence[str] = (),
     ) -> tuple[list[Hit], tuple[Degradation, ...]]:
-        """What a generation that need not be live finds, without user and keywords; and what it
-        did without."""
-        view = generation.view
-        prepared = await self._in_thread(self._prepare, generation, view, request, (), ())
+        """What a generation that need not be live finds; and what it did without. `view`: of its
+        catalogue, as it is now unless given; `terms`: keywords for the prompt."""
+        view = generation.view if view is None else view
+        prepared = await self._in_thread(
+            self._preparation.prepare, generation, view, request, history, terms
+        )
         if not prepared.beam_width:
             return [], ()
-        found = await self._ask_engine(generation, view, prepared, "", deadline)
+        found = await self._door.ask(generation, view, prepared, "", deadline, though_shut=True)
         hits, _ = await self._in_thread(self._rank, generation, view, request, prepared, found)
         return hits, found.degraded
 
@@ -285,6 +327,16 @@ class Pipeline:
             closing.cancel()
         await asyncio.to_thread(self._generations.live.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _flip(self, generation: Generation) -> asyncio.Event:
+        """Make it live; the old one's catalogue is closed when nobody uses it any more."""
+        old = self._generations.live
+        drained = self._generations.promote(generation)
+        if old.source is not generation.source:
+            closing = asyncio.create_task(_close_after(drained, old))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return drained
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -319,85 +371,6 @@ class Pipeline:
         watch.lap("keywords")
         return found
 
-    def _prepare(
-        self,
-        generation: Generation,
-        view: CatalogueView,
-        request: SearchRequest,
-        history: Sequence[str],
-        keywords: Sequence[str],
-    ) -> Prepared:
-        query = normalise(request.query)
-        embedding = self._embedding(generation, view, query)
-        rows = view.items.rows_of(history)
-        known = rows[rows >= 0]
-        sids = view.trie.codes_of_leaves(view.postings.leaf_of_row[known])
-        allowed = view.filter(item_filter(request))
-        n_legal = view.trie.n_leaves if allowed is None else allowed.trie.n_leaves
-        return Prepared(
-            query,
-            embedding,
-            generation.prompts.prompt(query, embedding, list(sids), keywords),
-            allowed,
-            min(request.beam_width or self._settings.beam_width, n_legal),
-            len(rows) - len(known),
-        )
-
-    def _embedding(
-        self, generation: Generation, view: CatalogueView, query: str
-    ) -> NDArray[np.float32]:
-        # Encoder and attributes are the snapshot's: changes of the catalogue leave them alone.
-        key = (generation.snapshot_version, query)
-        embedding = self._embeddings.get(key)
-        self._count("query", embedding is not None)
-        if embedding is None:
-            # A text without one known feature has no direction; zero is similar to nothing.
-            embedding = np.nan_to_num(view.embed_queries([query])[0])
-            self._embeddings.put(key, embedding)
-        return embedding
-
-    def _count(self, cache: str, hit: bool) -> None:
-        self._metrics.cache.labels(cache, "hit" if hit else "miss").inc()
-
-    async def _ask_engine(
-        self,
-        generation: Generation,
-        view: CatalogueView,
-        prepared: Prepared,
-        request_id: str,
-        deadline: float,
-    ) -> Found:
-        """The engine's hypotheses within its share of the time that is left."""
-        left_s = deadline - time.monotonic()
-        reserve_s = min(self._settings.ranking_reserve_s, left_s * RANKING_RESERVE_SHARE)
-        engine_s = left_s - reserve_s
-        if engine_s <= 0:
-            return Found(None, ("engine_deadline",))
-        trie_filter = None if prepared.allowed is None else prepared.allowed.trie
-        try:
-            # The engine keeps its deadline itself; the timeout is for one that does not.
-            async with asyncio.timeout(engine_s + ENGINE_GRACE_S):
-                [hypotheses] = await self._engine.search(
-                    [prepared.prompt],
-                    prepared.beam_width,
-                    trie_filter,
-                    deadline - reserve_s,
-                    generation=generation.runner_of(view),
-                    trie=view.trie,
-                )
-        except (DeadlineExceeded, TimeoutError):
-            return Found(None, ("engine_deadline",))
-        except EngineOverloaded:
-            return Found(None, ("engine_overload",))
-        except GenerationReplaced:
-            raise
-        except EngineRestarting:
-            return Found(None, ("engine_error",))
-        except Exception:  # noqa: BLE001  whatever broke in there, retrieval can still answer
-            self._log.exception("engine failed", request_id=request_id)
-            return Found(None, ("engine_error",))
-        return Found(hypotheses)
-
     def _rank(
         self,
         generation: Generation,
@@ -423,48 +396,7 @@ async def _close_after(drained: asyncio.Event, generation: Generation) -> None:
     await asyncio.to_thread(generation.close)
 
 
-def item_filter(request: SearchRequest) -> ItemFilter:
-    """The request's filters as the index takes them."""
-    filters = request.filters
-    if filters is None:
-        return ItemFilter()
-    return ItemFilter(
-        category=tuple(filters.category),
-        brand=tuple(filters.brand),
-        color=tuple(filters.color),
-        material=tuple(filters.material),
-        price_min=filters.price_min,
-        price_max=filters.price_max,
-        in_stock=filters.in_stock,
-    )
-
-
 def _degraded(found: Found, known: KeywordsFound | None) -> list[Degradation]:
     if known is not None and known.state == "unavailable":
         return [*found.degraded, "keywords_unavailable"]
     return list(found.degraded)
-
-
-def _knows(view: CatalogueView, prepared: Prepared) -> bool:
-    """Whether encoder or lexical index know anything of the query."""
-    return bool(prepared.embedding.any()) or view.lexical.upper_bound(prepared.query) > 0
-
-
-def _notes(request: SearchRequest, prepared: Prepared, n_hits: int, *, knows: bool) -> list[str]:
-    notes: list[str] = []
-    if not knows:
-        notes.append("nothing in the query is known to this catalogue; the hits are only guesses")
-    if prepared.unknown_history:
-        notes.append(f"history items not in the catalogue: {prepared.unknown_history}")
-    if n_hits == request.limit:
-        return notes
-    # Without conditions there still is a filter when SIDs have lost all of their items.
-    allowed = None if item_filter(request).is_empty else prepared.allowed
-    if not prepared.beam_width:
-        notes.append("the catalogue is empty" if allowed is None else "no item passes the filters")
-    elif allowed is not None and allowed.n_items == n_hits:
-        notes.append(f"only {n_hits} {'item passes' if n_hits == 1 else 'items pass'} the filters")
-    else:
-        were = "item was" if n_hits == 1 else "items were"
-        notes.append(f"only {n_hits} {were} found; a larger beam_width finds more")
-    return notes

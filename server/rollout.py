@@ -4,11 +4,15 @@
 
 Only the last step changes what is served, and nothing is awaited between the decision, one line in
 the registry, and the flip. Whatever fails before it leaves the live generation as it is. At most
-two are in memory: one is live; the other was loaded ahead, or was live and is kept for a rollback.
-Each is pinned in the registry as long as it is there.
+two are in memory: one is live; the other was loaded ahead, is the challenger, or was live and is
+kept for a rollback. Each is pinned in the registry as long as it is there.
 
 An engine that holds one set of weights (vLLM) has its golden queries after the weights were
-replaced and before the flip; when they fail, the old weights are loaded again.
+replaced and before the flip; when they fail, the old weights are loaded again. So has the native
+one where memory is short and the settings let weights be replaced in place.
+
+What was promoted is on trial for a while, and a canary as long as it lasts; one that is clearly
+worse is taken back, once, whichever of several servers sees it first.
 """
 
 from __future__ import annotations
@@ -16,72 +20,36 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
-from decoding.native.runner import Runner
-from index.errors import ArtifactError, OnesearchError
-from models.checkpoint import Checkpoint
+from index.errors import ArtifactError, ConfigError, OnesearchError
 from models.registry import promotion
 from models.registry.aliases import Aliases
-from models.registry.leases import LEASE_TTL_S, Lease
+from models.registry.canary import start_canary, stop_canary
+from models.registry.leases import LEASE_TTL_S
 from models.registry.promotion import UNCHANGED
-from models.registry.record import GenerationRecord
 from models.registry.registry import Provenance, Registry
-from server.choice import PIN_REASON, Registered, settings_for
-from server.generation import Generation
-from server.golden import Golden, read_queries, run_golden, sampled_titles
-from server.memory import available_bytes, check_memory, needed_bytes
+from server.canary import ONE_SET_OF_WEIGHTS, Challenger
+from server.choice import Registered, settings_for
+from server.context import UserContexts
+from server.memory import NotEnoughMemory
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.rollout_guard import Guard
+from server.rollout_loading import Loaded, Loading
+from server.rollout_replacement import Replacement
+from server.rollout_retry import Retry
+from server.rollout_status import RolloutStatus
 from server.settings import Settings
-from server.start import load_generation, start_pipeline, with_weights
+from server.start import start_pipeline
 
 KEEP_S = 600.0
 """How long the generation before the live one stays in memory."""
-DRAIN_TIMEOUT_S = 70.0
-"""Longer than any search may take."""
-RETRY_S = 5.0
-MAX_RETRY_S = 300.0
 RENEW_S = LEASE_TTL_S / 3
-LOADING_FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
-"""What torch, safetensors and the disk raise when weights cannot be had."""
 
 Decision = Callable[[], Aliases]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Loaded:
-    """A generation in memory. `golden`: None where it was not tried. `drained`: set when its last
-    search has ended, where it was live; `kept_until`: monotonic time, then too."""
-
-    record: GenerationRecord
-    generation: Generation
-    lease: Lease | None = None
-    golden: Golden | None = None
-    seconds: float = 0.0
-    drained: asyncio.Event | None = None
-    kept_until: float = float("inf")
-
-    @property
-    def version(self) -> str:
-        return self.record.version
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutStatus:
-    """What this server does about the registry. `alias`: of the live generation, "" for none.
-    `revision`: of the aliases as last seen. `problem`: why the champion is not served, else ""."""
-
-    generation: str
-    alias: str
-    revision: int
-    champion: str | None
-    beside: str | None
-    problem: str
-    promotions: int
-    refusals: int
 
 
 class Rollout:
@@ -101,8 +69,8 @@ class Rollout:
         self._pipeline = pipeline
         self._settings = settings
         self._log = log
-        path = settings.golden_queries
-        self._queries = None if path is None else read_queries(path)
+        self._loading = Loading(self.registry, pipeline, settings, log)
+        self._challenger = Challenger(self.registry, pipeline, settings, log)
         self._live = Loaded(choice.record, pipeline.live, registered.lease)
         self._beside: Loaded | None = None
         self._aliases = self.registry.aliases()
@@ -110,10 +78,11 @@ class Rollout:
         self._retiring: set[asyncio.Task[None]] = set()
         self._renewed = time.monotonic()
         self._promotions = self._refusals = 0
-        self._problem, self._retry_at, self._retry_s = "", 0.0, RETRY_S
+        self._problem, self._retry, self._challenger_retry = "", Retry(), Retry()
+        self._guard = Guard(self.registry, pipeline.figures, settings, log, self.told)
         if choice.alias != "champion":
             self._problem = self.told("; ".join(choice.problems))
-            self._wait_to_retry()
+            self._retry.wait()
 
     @property
     def loaded(self) -> list[Loaded]:
@@ -123,6 +92,7 @@ class Rollout:
     def status(self) -> RolloutStatus:
         """As of now; asks no disk."""
         aliases = self._aliases.of(self._live.version)
+        guard, trials = self._guard, (self._guard.trial, self._challenger.trial)
         return RolloutStatus(
             self._live.version,
             aliases[0] if aliases else "",
@@ -132,6 +102,12 @@ class Rollout:
             self._problem,
             self._promotions,
             self._refusals,
+            self._challenger.status(self._aliases),
+            tuple(trial for trial in trials if trial is not None),
+            self._challenger.shadow,
+            guard.condemned,
+            guard.rollbacks,
+            guard.stops,
         )
 
     def told(self, reason: str) -> str:
@@ -173,205 +149,235 @@ class Rollout:
 
             await self._switch(target, decide)
 
+    async def canary(
+        self,
+        version: str,
+        share: float,
+        experiment: str,
+        by: Provenance,
+        expected: str | None = None,
+    ) -> None:
+        """Let a generation answer a share of the users: load it, then say so in the registry.
+        Errors as of `promote`, ConfigError for a share or a name that cannot be, and where the
+        engine holds one set of weights."""
+        if not self._loading.tries_beside:
+            raise ConfigError(ONE_SET_OF_WEIGHTS)
+        async with self._turn:
+            if version != self._live.version:
+                await self._make_way_for(version)
+                await self._ready(version)
+            self._aliases = await asyncio.to_thread(
+                lambda: start_canary(
+                    self.registry,
+                    version,
+                    share,
+                    experiment=experiment,
+                    expected=UNCHANGED if expected is None else expected,
+                    verify=False,
+                    by=by,
+                )
+            )
+            await self._seat(self._challenger.wanted(self._aliases, self._live.version))
+
+    async def stop_canary(self, version: str, by: Provenance) -> None:
+        """Everybody is answered by the champion again; `version` stays challenger. Raises
+        AliasMoved where it is not, NoCanary."""
+        async with self._turn:
+            self._aliases = await asyncio.to_thread(
+                lambda: stop_canary(self.registry, expected=version, by=by)
+            )
+            await self._seat(self._challenger.wanted(self._aliases, self._live.version))
+
     async def converge(self) -> None:
-        """Serve the registry's champion, if it is not served yet: another process may have
-        promoted it. What fails is told in `status`, and tried again later."""
+        """Serve the registry's champion and its canary, if they are not served yet: another process
+        may have changed them. What fails is told in `status`, and tried again later. What is served
+        and clearly worse is taken back."""
         try:
             await self._tidy()
-            state = await asyncio.to_thread(self.registry.aliases)
-            if state.revision != self._aliases.revision:
-                self._retry_at, self._retry_s = 0.0, RETRY_S
-            elif not self._problem or time.monotonic() < self._retry_at:
-                return
-            async with self._turn:
-                self._aliases = await asyncio.to_thread(self.registry.aliases)
-                target = self._aliases.champion
-                if target is None:
-                    raise ArtifactError("the registry has no champion")
-                if target != self._live.version:
-                    await self._switch(target, None)
-                self._problem, self._retry_s = "", RETRY_S
+            await self._follow_champion()
         except Exception as error:  # noqa: BLE001  whatever it is, the live one serves on
             problem = self.told(str(error) or type(error).__name__)
-            if problem != self._problem or time.monotonic() >= self._retry_at:
+            if problem != self._problem or self._retry.is_due:
                 self._problem = problem
-                self._wait_to_retry()
+                self._retry.wait()
                 self._log.error("champion not served", serving=self._live.version, detail=problem)
+        try:
+            await self._follow_challenger()
+        except Exception as error:  # noqa: BLE001  as above
+            self._challenger.problem = self.told(str(error) or type(error).__name__)
+            self._challenger_retry.wait()
+            self._log.error("challenger not served", detail=self._challenger.problem)
+        if await self._guard.judge(self.roll_back):
+            self._guard.remember(self._aliases.revision)
+        await self._guard.judge_canary(self._challenger, self.stop_canary)
 
     async def close(self) -> None:
         """Release the pins. The pipeline closes what is live."""
         for task in self._retiring:
             task.cancel()
+        if self._challenger.version is not None:
+            await self._unseat()
         await self._drop_beside()
-        await self._release(self._live)
+        await self._loading.release(self._live)
+
+    async def _follow_champion(self) -> None:
+        state = await asyncio.to_thread(self.registry.aliases)
+        if state.revision != self._aliases.revision:
+            self._retry.reset()
+            self._challenger_retry.reset()
+        elif not self._problem or not self._retry.is_due:
+            return
+        async with self._turn:
+            self._aliases = await asyncio.to_thread(self.registry.aliases)
+            target = self._aliases.champion
+            if target is None:
+                raise ArtifactError("the registry has no champion")
+            if self._guard.took_back(target, self._aliases.revision):
+                raise ArtifactError(f"{target} was taken back; promote it to have it served again")
+            if target != self._live.version:
+                await self._switch(target, None)
+            elif not self._pipeline.has_weights:
+                await self._replacement().refill()
+            self._problem = ""
+            self._retry.reset()
+
+    async def _follow_challenger(self) -> None:
+        wanted = self._challenger.wanted(self._aliases, self._live.version)
+        if wanted == self._challenger.version:
+            self._challenger.follow(self._aliases.canary)
+        elif wanted is None or self._challenger_retry.is_due:
+            async with self._turn:
+                await self._seat(self._challenger.wanted(self._aliases, self._live.version))
+
+    async def _seat(self, wanted: str | None) -> None:
+        """Have this challenger, and no other, beside the live one."""
+        challenger = self._challenger
+        if challenger.version is not None and wanted != challenger.version:
+            await self._unseat()
+        if wanted is not None and challenger.version is None:
+            loaded = await self._ready(wanted)
+            generation = await challenger.come(wanted, loaded.generation, self._live.version)
+            self._beside = replace(
+                loaded, generation=generation, drained=None, kept_until=float("inf")
+            )
+        challenger.follow(self._aliases.canary)
+
+    async def _unseat(self) -> None:
+        """End the challenge; the generation stays in memory for a while."""
+        drained = await self._challenger.leave()
+        if self._beside is not None:
+            kept_until = time.monotonic() + KEEP_S
+            self._beside = replace(self._beside, drained=drained, kept_until=kept_until)
+
+    async def _make_way_for(self, version: str) -> None:
+        """A challenger leaves when another generation is to be loaded: two are in memory."""
+        if self._challenger.version not in (None, version):
+            await self._unseat()
 
     async def _ready(self, version: str) -> Loaded:
         """In memory and tried: the live one, the one beside it, or loaded now."""
         for one in self.loaded:
             if one.version == version:
                 return one
-        started = time.monotonic()
-        try:
-            loaded = await self._load(version)
-        except LOADING_FAILURES as error:
-            self._refusals += 1
+        if self._challenger.version is not None:
             raise ArtifactError(
-                f"generation {version} could not be loaded: {type(error).__name__}: {error}"
-            ) from error
-        except OnesearchError:
-            self._refusals += 1
+                f"challenger {self._challenger.version} is in memory beside the champion, and only "
+                "two generations are; stop its canary first"
+            )
+        try:
+            await self._drop_beside()
+            self._beside = loaded = await self._loading.load(version, self._live)
+        except OnesearchError as error:
+            self._refusals += not (isinstance(error, NotEnoughMemory) and self._replaces)
             raise
-        self._beside = loaded = replace(loaded, seconds=time.monotonic() - started)
         self._log.info("generation loaded", generation=version, seconds=round(loaded.seconds, 3))
         return loaded
 
-    async def _load(self, version: str) -> Loaded:
-        live = self._pipeline.live
-        record = await asyncio.to_thread(self._verified, version, live)
-        lease = await asyncio.to_thread(self._pin, version)
-        try:
-            await self._drop_beside()
-            # The directory of a catalogue is opened by one at a time.
-            await self._pipeline.settled()
-            generation = await asyncio.to_thread(self._open, record, live)
-            try:
-                golden = await self._try(generation) if self._tries_beside else None
-            except BaseException:
-                await asyncio.to_thread(generation.close)
-                raise
-        except BaseException:
-            if lease is not None:
-                await asyncio.to_thread(self.registry.release, lease)
-            raise
-        return Loaded(record, generation, lease, golden)
-
-    def _verified(self, version: str, live: Generation) -> GenerationRecord:
-        """Hashes, of what is not loaded already, then memory. In a thread."""
-        registry, hashes = self.registry, self._settings.verify
-        record = registry.record(version)
-        pairing = record.pairing
-        known = self._has_catalogue_of(record, live)
-        registry.snapshots.check(pairing.snapshot, hashes=hashes and not known)
-        registry.checkpoints.check(pairing.checkpoint, hashes=hashes)
-        return record
-
-    def _open(self, record: GenerationRecord, live: Generation) -> Generation:
-        """In a thread."""
-        snapshot, checkpoint = self.registry.paths(record)
-        pairing = record.pairing
-        settings = self._settings_like(live, record)
-        if not self._has_catalogue_of(record, live):
-            check_memory([snapshot, checkpoint], settings.engine_device)
-            generation = load_generation(settings, snapshot, checkpoint)
-        else:
-            if self._tries_beside:
-                check_memory([checkpoint], settings.engine_device)
-            opened = Checkpoint.open(checkpoint, verify=False)
-            generation = with_weights(settings, live.beside(opened))
-        found = (generation.snapshot_version, generation.model_version)
-        if found != (record.catalogue_origin, pairing.checkpoint):
-            generation.close()
-            raise ArtifactError(
-                f"generation {record.version} is of catalogue {record.catalogue_origin} and "
-                f"checkpoint {pairing.checkpoint}, "
-                f"its directories hold {found[0]} and {found[1]}; a manifest is damaged"
-            )
-        return generation
-
-    def _has_catalogue_of(self, record: GenerationRecord, live: Generation) -> bool:
-        """Whether the live catalogue is the one of a generation, so that it goes on with its
-        changes: whatever snapshots its compactions led to. Raises ArtifactError where the live one
-        lacks changes that the generation has."""
-        if live.snapshot_version != record.catalogue_origin:
-            return False
-        if live.catalogue is None:
-            # One state only: another snapshot may hold a later one.
-            return record.pairing.snapshot == self._live.record.pairing.snapshot
-        if record.catalogue_sequence > live.view.sequence:
-            raise ArtifactError(
-                f"generation {record.version} holds {record.catalogue_sequence} changes of the "
-                f"catalogue, which has {live.view.sequence} here; it is of another place"
-            )
-        return True
-
-    def _settings_like(self, live: Generation, record: GenerationRecord) -> Settings:
-        """To open one with: "auto" is what was measured for the live one, since that cannot be
-        measured under load."""
-        settings = settings_for(self._settings, self.registry, record)
-        if isinstance(live.runner, Runner) and settings.engine_dtype == "auto":
-            name = str(live.runner.weights.layers[0].qkv.dtype).removeprefix("torch.")
-            settings = settings.model_copy(update={"engine_dtype": name})
-        return settings
-
-    @property
-    def _tries_beside(self) -> bool:
-        """Whether the engine searches generations that are not live."""
-        return self._settings.engine == "native"
-
-    async def _try(self, generation: Generation) -> Golden:
-        queries = self._queries
-        if queries is None:
-            queries = await asyncio.to_thread(sampled_titles, generation.view)
-        return await run_golden(self._pipeline, generation, queries, self._settings.golden_floor)
-
     async def _switch(self, version: str, decide: Decision | None) -> None:
         """Serve a generation. `decide` writes the decision; None: others have."""
-        started, old = time.monotonic(), self._live
-        loaded = await self._ready(version)
+        started, old, state = time.monotonic(), self._live, None
+        if version == old.version:
+            if decide is not None:
+                self._decided(await asyncio.to_thread(decide))
+            return
+        await self._make_way_for(version)
+        before = self._pipeline.figures.last(old.generation.parts, self._settings.rollback_window_s)
+        try:
+            loaded = await self._ready(version)
+        except NotEnoughMemory as error:
+            if not self._replaces:
+                raise
+            self._log.warning("weights replaced in place", generation=version, detail=str(error))
+            try:
+                loaded, drained, state = await self._replacement().replace(version, decide)
+            except BaseException:
+                self._refusals += 1
+                if not self._pipeline.has_weights:
+                    self._problem = f"the weights of {old.version} could not be loaded again"
+                raise
+        else:
+            loaded, drained, state = await self._flip(loaded, decide)
+        self._live = replace(
+            loaded, generation=self._pipeline.live, drained=None, kept_until=float("inf")
+        )
+        self._beside = None
+        self._promotions += 1
+        self._retire(replace(old, drained=drained, was_live=True))
+        if state is not None:
+            self._decided(state)
+        self._guard.begin(self._live, old, before, self._aliases)
+        self._log.info(
+            "generation promoted",
+            generation=version,
+            before=old.version,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        if self._challenger.version == version:
+            await self._challenger.gone()
+
+    async def _flip(
+        self, loaded: Loaded, decide: Decision | None
+    ) -> tuple[Loaded, asyncio.Event, Aliases | None]:
         state: Aliases | None = None
 
         async def before() -> None:
             nonlocal state, loaded
             if loaded.golden is None and loaded.drained is None:
-                loaded = replace(loaded, golden=await self._try(loaded.generation))
+                loaded = replace(loaded, golden=await self._loading.golden(loaded.generation))
             if decide is not None:
                 state = await asyncio.to_thread(decide)
 
-        if loaded is old:
-            if decide is not None:
-                state = await asyncio.to_thread(decide)
-        else:
-            try:
-                drained = await self._pipeline.promote(loaded.generation, before)
-            except OnesearchError:
-                self._refusals += 1
-                raise
-            self._live = replace(
-                loaded, generation=self._pipeline.live, drained=None, kept_until=float("inf")
-            )
-            self._beside = None
-            self._promotions += 1
-            self._retire(replace(old, drained=drained))
-            self._log.info(
-                "generation promoted",
-                generation=version,
-                before=old.version,
-                seconds=round(time.monotonic() - started, 3),
-            )
-        if state is not None:
-            self._aliases, self._problem = state, ""
+        try:
+            drained = await self._pipeline.promote(loaded.generation, before)
+        except OnesearchError:
+            self._refusals += 1
+            raise
+        return loaded, drained, state
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether weights may be replaced in place, where vLLM does that anyway."""
+        short = self._settings.when_memory_is_short
+        return short == "replace" and self._loading.tries_beside
+
+    def _replacement(self) -> Replacement:
+        return Replacement(self._loading, self._pipeline, self._live)
+
+    def _decided(self, state: Aliases) -> None:
+        self._aliases, self._problem = state, ""
 
     def _retire(self, old: Loaded) -> None:
         """Keep the generation before the live one for a rollback, if it can be and fits."""
         generation = old.generation
         shares = generation.source is self._live.generation.source
-        if (shares or generation.catalogue is None) and self._has_room_for(old):
+        whole = generation.runner is not None
+        if (shares or generation.catalogue is None) and whole and self._loading.has_room_for(old):
             self._beside = replace(old, kept_until=time.monotonic() + KEEP_S)
             return
-        task = asyncio.get_running_loop().create_task(self._end(old))
+        ending = self._loading.end(old, self._live)
+        task = asyncio.get_running_loop().create_task(ending)
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-
-    def _has_room_for(self, old: Loaded) -> bool:
-        """Whether as much again as it takes is free."""
-        if not self._tries_beside:
-            return True
-        _, checkpoint = self.registry.paths(old.record)
-        try:
-            need = needed_bytes([checkpoint])
-        except OSError:
-            return False
-        return available_bytes(self._settings.engine_device) > need
 
     async def _tidy(self) -> None:
         """Let go of what was kept long enough, and renew the pins."""
@@ -382,58 +388,22 @@ class Rollout:
         if now >= self._renewed + RENEW_S:
             self._renewed = now
             async with self._turn:
-                self._live = await self._renew(self._live)
+                self._live = await self._loading.renew(self._live)
                 if self._beside is not None:
-                    self._beside = await self._renew(self._beside)
+                    self._beside = await self._loading.renew(self._beside)
 
     async def _drop_beside(self) -> None:
         beside, self._beside = self._beside, None
         if beside is not None:
-            await self._end(beside)
-
-    async def _end(self, loaded: Loaded) -> None:
-        """Let go of a generation that is not live, once its last search has ended."""
-        if loaded.drained is not None:
-            try:
-                async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                    await loaded.drained.wait()
-            except TimeoutError:
-                self._log.error("generation not drained", generation=loaded.version)
-            self._live.generation.stand_alone()
-        else:
-            await asyncio.to_thread(loaded.generation.close)
-        await self._release(loaded)
-
-    async def _release(self, loaded: Loaded) -> None:
-        if loaded.lease is not None:
-            await asyncio.to_thread(self.registry.release, loaded.lease)
-
-    async def _renew(self, loaded: Loaded) -> Loaded:
-        """The same, pinned for longer; pinned anew where the pin was lost."""
-        lease = loaded.lease
-        try:
-            if lease is not None:
-                lease = await asyncio.to_thread(self.registry.renew, lease)
-        except ArtifactError as error:
-            self._log.warning("pin lost", generation=loaded.version, detail=str(error))
-            lease = await asyncio.to_thread(self._pin, loaded.version) or lease
-        return replace(loaded, lease=lease)
-
-    def _pin(self, version: str) -> Lease | None:
-        """None where the registry takes no pins. In a thread."""
-        try:
-            return self.registry.pin(version, PIN_REASON)
-        except ArtifactError as error:
-            self._log.warning("generation not pinned", generation=version, detail=str(error))
-            return None
-
-    def _wait_to_retry(self) -> None:
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+            await self._loading.end(beside, self._live)
 
 
 async def start_rollout(
-    settings: Settings, registered: Registered, metrics: Metrics, log: FilteringBoundLogger
+    settings: Settings,
+    registered: Registered,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+    contexts: UserContexts | None = None,
 ) -> tuple[Pipeline, Rollout]:
     """Serve a registry's generation: `start_pipeline`, and what follows the registry.
 
@@ -450,7 +420,7 @@ async def start_rollout(
     if registered.lease is None:
         log.warning("generation not pinned", detail=registered.unpinned)
     own = settings_for(settings, registered.registry, choice.record)
-    pipeline = await start_pipeline(own, choice.snapshot, choice.checkpoint, metrics, log)
+    pipeline = await start_pipeline(own, choice.snapshot, choice.checkpoint, metrics, log, contexts)
     try:
         return pipeline, Rollout(registered, pipeline, settings, log)
     except BaseException:

@@ -19,7 +19,13 @@ MIN_TIMEOUT_MS = 10
 MAX_TIMEOUT_MS = 60_000
 MAX_PRICE = 1e12
 
-Degradation = Literal["engine_deadline", "engine_overload", "engine_error", "keywords_unavailable"]
+Degradation = Literal[
+    "engine_deadline",
+    "engine_overload",
+    "engine_error",
+    "engine_replaced",
+    "keywords_unavailable",
+]
 DEGRADATIONS: tuple[Degradation, ...] = get_args(Degradation)
 
 
@@ -213,6 +219,9 @@ class SearchResponse(BaseModel):
     complete: bool = Field(description="whether there are as many hits as were asked for")
     notes: list[str] = Field(description="for a person: why a list is short, what was ignored")
     simulated: bool = Field(description="whether the catalogue is made up")
+    history_items: int = Field(
+        default=0, description="items of the user's past that this search knew of"
+    )
     keywords: KeywordFacts | None = Field(default=None, description="where keywords are on")
     experiment: str | None = Field(
         default=None, description="which one this search took part in; null where there is none"
@@ -256,6 +265,16 @@ class CatalogueFacts(BaseModel):
     merge_failed: bool = Field(description="the last one; the log says why")
 
 
+class CanaryFacts(BaseModel):
+    """The share of the users that the challenger answers."""
+
+    experiment: str
+    generation: str
+    share: float
+    served: bool = Field(description="whether this server does so")
+    problem: str = Field(description='why not, else ""')
+
+
 class GenerationFacts(BaseModel):
     """Which of a registry's generations is served."""
 
@@ -264,6 +283,10 @@ class GenerationFacts(BaseModel):
     revision: int = Field(description="of the registry's aliases, as last seen")
     champion: str | None = Field(description="what should be served")
     problem: str = Field(description='why the champion is not served, else ""')
+    canary: CanaryFacts | None = Field(default=None, description="where the registry has one")
+    condemned: str = Field(
+        default="", description="the last generation that was found clearly worse here, and how"
+    )
 
 
 class Status(BaseModel):

@@ -29,6 +29,11 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_CHAMPION = Path("var/champion.json")
 GOLDEN_FLOOR = 0.9
+ROLLBACK_WINDOW_S = 300.0
+ROLLBACK_SEARCHES = 200
+ROLLBACK_FAILED = 0.01
+ROLLBACK_DEGRADED = 0.05
+ROLLBACK_LATENCY = 1.5
 DEFAULT_BEAM_WIDTH = 128
 VLLM_CACHE_GB = 1.0
 VLLM_MEMORY_SHARE = 0.5
@@ -58,6 +63,11 @@ SHUTDOWN_S = 15.0
 REDIS_DIRECTORY = Path("var/redis")
 REDIS_PREFIX = "onesearch"
 REDIS_TIMEOUT_S = 1.0
+EVENT_BODY_BYTES = 1024 * 1024
+EVENT_REQUESTS = 32
+EXPOSURE_QUEUE = 10_000
+BEHAVIOUR_RETENTION_DAYS = 30.0
+CONTEXT_BUDGET_MS = 3.0
 KEYWORD_BUDGET_MS = 3.0
 KEYWORD_CACHE_ENTRIES = 20_000
 KEYWORD_QUEUE_LIMIT = 100_000
@@ -96,6 +106,36 @@ class Settings(BaseSettings):
     )
     golden_floor: float = Field(
         GOLDEN_FLOOR, ge=0, le=1, description="share of them that has to find something"
+    )
+    when_memory_is_short: Literal["refuse", "replace"] = Field(
+        "refuse",
+        description="for two generations; replace: drop the weights, then load, while retrieval "
+        "answers",
+    )
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="of the searches, asked of the challenger too, for comparison"
+    )
+    rollback_window_s: float = Field(
+        ROLLBACK_WINDOW_S,
+        ge=0,
+        le=24 * 3600,
+        description="after a promotion, in which a generation that is clearly worse is rolled "
+        "back; 0: never, nor is a canary stopped",
+    )
+    rollback_searches: int = Field(
+        ROLLBACK_SEARCHES, ge=20, description="fewer say nothing, before or after"
+    )
+    rollback_failed: float = Field(
+        ROLLBACK_FAILED, ge=0, le=1, description="more failed searches than before: no worse"
+    )
+    rollback_degraded: float = Field(
+        ROLLBACK_DEGRADED, ge=0, le=1, description="more degraded searches than before: no worse"
+    )
+    rollback_latency: float = Field(
+        ROLLBACK_LATENCY,
+        ge=1,
+        le=100,
+        description="times the 90th percentile of before: no worse",
     )
     admin: bool | None = Field(
         None,
@@ -148,6 +188,15 @@ class Settings(BaseSettings):
     merge_log_bytes: int = Field(
         MERGE_LOG_BYTES, ge=1, description="or when the log of the changes is larger than this"
     )
+    compaction_changes: int | None = Field(
+        None,
+        ge=1,
+        description="of a registry's champion: its catalogue is published as a new generation after "
+        "this many changes; if not given, never for that reason",
+    )
+    compaction_age_s: float | None = Field(
+        None, gt=0, description="or when there are changes and the champion is older than this"
+    )
     catalogue_body_bytes: int = Field(CATALOGUE_BODY_BYTES, ge=1024, le=256 * 1024 * 1024)
     catalogue_requests: int = Field(
         CATALOGUE_REQUESTS, ge=1, le=1000, description="of catalogue changes at the same time"
@@ -189,6 +238,35 @@ class Settings(BaseSettings):
     )
     redis_timeout_s: float = Field(
         REDIS_TIMEOUT_S, ge=0.1, le=60, description="of one command; searches wait less"
+    )
+    events: bool | None = Field(
+        None,
+        description="take POST /v1/events; if not given, from this machine only and while "
+        "listening on a loopback address",
+    )
+    event_body_bytes: int = Field(EVENT_BODY_BYTES, ge=1024, le=64 * 1024 * 1024)
+    event_requests: int = Field(
+        EVENT_REQUESTS, ge=1, le=1000, description="of events at the same time"
+    )
+    exposures: bool | None = Field(
+        None,
+        description="write down what each search showed; if not given, where events are taken",
+    )
+    exposure_queries: bool = Field(True, description="with the query's text")
+    exposure_queue: int = Field(
+        EXPOSURE_QUEUE, ge=1, le=1_000_000, description="exposures that wait to be written at most"
+    )
+    behaviour_retention_days: float = Field(
+        BEHAVIOUR_RETENTION_DAYS,
+        gt=0,
+        le=3650,
+        description="how long Redis keeps events and exposures",
+    )
+    context_budget_ms: float = Field(
+        CONTEXT_BUDGET_MS,
+        ge=0,
+        le=1000,
+        description="what a search waits at most for what its user did before",
     )
     keywords: Literal["off", "student", "rag"] = Field(
         "off",

@@ -15,7 +15,7 @@ from decoding.native.engine import NativeEngine
 from decoding.native.runner import Runner, default_threads
 from index.live.catalogue import LiveSettings
 from server.access import takes_changes
-from server.context import InMemoryUserContexts
+from server.context import InMemoryUserContexts, UserContexts
 from server.generation import Generation, Generations
 from server.keywords.metrics import QueueCollector, ReaderMetrics
 from server.keywords.queue import KeywordQueue
@@ -35,8 +35,10 @@ async def start_pipeline(
     checkpoint: Path,
     metrics: Metrics,
     log: FilteringBoundLogger,
+    contexts: UserContexts | None = None,
 ) -> Pipeline:
-    """Open, check and warm up; the pipeline is ready for searches.
+    """Open, check and warm up; the pipeline is ready for searches. `contexts`: in memory unless
+    given.
 
     Raises ArtifactError when snapshot or checkpoint are missing, damaged or do not fit.
     """
@@ -50,7 +52,7 @@ async def start_pipeline(
     return Pipeline(
         Generations(generation),
         engine,
-        InMemoryUserContexts(settings.remembered_users, settings.remembered_items),
+        contexts or InMemoryUserContexts(settings.remembered_users, settings.remembered_items),
         settings,
         metrics,
         log,

@@ -1,4 +1,5 @@
-"""/admin/generations: see, load, promote and roll back the generations of a registry.
+"""/admin/generations: see, load, try on a share of the users, promote and roll back the generations
+of a registry.
 
 A promotion is made in the registry, so other servers that follow it take the same generation soon
 after. Who may come here is decided by `server.access.AdminDoor`.
@@ -10,18 +11,21 @@ import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.errors import ConfigError, OnesearchError
+from models.registry.canary import MAX_NAME_CHARACTERS
 from models.registry.promotion import AliasMoved
 from models.registry.registry import Provenance
+from server.canary import shadow_facts
 from server.errors import Problem
 from server.gateway import gateway_of
 from server.golden import Golden
 from server.rollout import Rollout
+from server.rollout_status import Condemned
 from server.routes.health import generation_facts
 from server.schemas import GenerationFacts, Identifier, problem_responses
 
@@ -46,6 +50,17 @@ class Decision(BaseModel):
         return Provenance(self.who or "", self.why)
 
 
+class CanaryDecision(Decision):
+    """How many users it is about; `experiment` decides which."""
+
+    share: float = Field(gt=0, lt=1, description="of the users; 0.05 is one in twenty")
+    experiment: str = Field(
+        "",
+        max_length=MAX_NAME_CHARACTERS,
+        description="that of the running canary, or one made of the version, unless given",
+    )
+
+
 class GoldenFacts(BaseModel):
     """What came of the golden queries. `itself`: titles that found their own item."""
 
@@ -66,11 +81,55 @@ class LoadedGeneration(BaseModel):
     golden: GoldenFacts | None = Field(description="null where it was not tried")
 
 
+class TrialFacts(BaseModel):
+    """A generation whose searches are compared with another's, and may be taken back."""
+
+    generation: str
+    against: str
+    searches: int
+    before: int = Field(description="searches of the other one")
+    looks: int
+    seconds_left: float | None = Field(description="null as long as a canary lasts")
+
+
+class CondemnedFacts(BaseModel):
+    """A generation that was found clearly worse, and what was done."""
+
+    action: Literal["rollback", "canary-stop"]
+    generation: str
+    rule: Literal["failed", "degraded", "slow"]
+    detail: str
+    share: float
+    searches: int
+    before: float = Field(description="the other one's share")
+    searches_before: int
+    allowed: float = Field(description="the share that would be no worse")
+    limit_ms: float | None = Field(description="what is slow; null for other rules")
+    when: float = Field(description="Unix time")
+    problem: str = Field(description='why it could not be done, else ""')
+
+
+class ShadowFacts(BaseModel):
+    """Searches that were asked of the challenger too. `overlap`, `rbo`: means over `compared`."""
+
+    offered: int
+    compared: int
+    overlap: float
+    rbo: float
+    illegal: int
+    failed: int
+    latency_ratio: float | None = Field(description="challenger over champion, each alone")
+    dropped: int
+
+
 class RolloutFacts(BaseModel):
-    """What this server serves, and what it has in memory."""
+    """What this server serves, what it has in memory, and how that does."""
 
     live: GenerationFacts
     loaded: list[LoadedGeneration]
+    trials: list[TrialFacts]
+    condemned: CondemnedFacts | None
+    shadow: ShadowFacts | None
 
 
 class KnownGeneration(BaseModel):
@@ -119,8 +178,7 @@ async def generations(request: Request) -> KnownGenerations:
     ]
     facts = _facts(rollout)
     return KnownGenerations(
-        live=facts.live,
-        loaded=facts.loaded,
+        **dict(facts),
         generations=known,
         damaged={version: rollout.told(reason) for version, reason in damaged.items()},
     )
@@ -170,6 +228,38 @@ async def rollback(
     return _facts(rollout)
 
 
+@router.post(
+    "/admin/generations/{version}:canary",
+    responses=_CHANGING,
+    summary="Let a generation answer a share of the users",
+)
+async def canary(
+    version: str, request: Request, body: Annotated[CanaryDecision, Body()]
+) -> RolloutFacts:
+    """Load it if it is not loaded, make it challenger, give it its share, here and everywhere."""
+    rollout = _rollout_of(request)
+    with _problems(rollout):
+        found, expected = await _resolved(rollout, version), body.expected_champion
+        if expected is not None:
+            expected = await _resolved(rollout, expected)
+        by = body.provenance()
+        await rollout.canary(found, body.share, body.experiment, by, expected)
+    return _facts(rollout)
+
+
+@router.post(
+    "/admin/generations/{version}:canary-stop", responses=_CHANGING, summary="End a canary"
+)
+async def canary_stop(
+    version: str, request: Request, body: Annotated[Decision | None, Body()] = None
+) -> RolloutFacts:
+    """Everybody is answered by the champion again; the generation stays challenger."""
+    rollout, decision = _rollout_of(request), body or Decision.model_validate({})
+    with _problems(rollout):
+        await rollout.stop_canary(await _resolved(rollout, version), decision.provenance())
+    return _facts(rollout)
+
+
 def _rollout_of(request: Request) -> Rollout:
     rollout = gateway_of(request).rollout
     if rollout is None:
@@ -197,6 +287,7 @@ def _problems(rollout: Rollout) -> Generator[None, None, None]:
 
 def _facts(rollout: Rollout) -> RolloutFacts:
     live, *_ = loaded = rollout.loaded
+    status = rollout.status()
     return RolloutFacts(
         live=generation_facts(rollout),
         loaded=[
@@ -210,6 +301,24 @@ def _facts(rollout: Rollout) -> RolloutFacts:
             )
             for one in loaded
         ],
+        trials=[TrialFacts.model_validate(asdict(trial)) for trial in status.trials],
+        condemned=_condemned_facts(status.condemned),
+        shadow=None if status.shadow is None else ShadowFacts(**shadow_facts(status.shadow)),
+    )
+
+
+def _condemned_facts(condemned: Condemned | None) -> CondemnedFacts | None:
+    if condemned is None:
+        return None
+    verdict = asdict(condemned.verdict)
+    del verdict["level"]
+    return CondemnedFacts(
+        action=condemned.action,
+        generation=condemned.generation,
+        detail=str(condemned.verdict),
+        when=condemned.when,
+        problem=condemned.problem,
+        **verdict,
     )
 
 

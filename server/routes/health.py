@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
@@ -9,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from server.errors import Problem
 from server.gateway import gateway_of
 from server.rollout import Rollout
-from server.schemas import CatalogueFacts, GenerationFacts, Status, problem_responses
+from server.schemas import CanaryFacts, CatalogueFacts, GenerationFacts, Status, problem_responses
 from server.search import CatalogueStatus
 
 router = APIRouter(tags=["operation"])
@@ -57,12 +59,15 @@ async def metrics(request: Request) -> Response:
 def generation_facts(rollout: Rollout) -> GenerationFacts:
     """The live generation of a server that follows a registry."""
     status = rollout.status()
+    canary, condemned = status.canary, status.condemned
     return GenerationFacts(
         version=status.generation,
         alias=status.alias,
         revision=status.revision,
         champion=status.champion,
         problem=status.problem,
+        canary=None if canary is None else CanaryFacts.model_validate(asdict(canary)),
+        condemned="" if condemned is None else f"{condemned.generation}: {condemned.verdict}",
     )
 
 

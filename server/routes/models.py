@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from server.gateway import gateway_of
+from server.generation import CHALLENGER, CHAMPION
 from server.routes.health import generation_facts
 from server.schemas import GenerationFacts, problem_responses
 
@@ -13,7 +14,8 @@ router = APIRouter(tags=["search"])
 
 
 class ServedModel(BaseModel):
-    """The live generation. `generation`: null where directories are served, not a registry."""
+    """A generation that answers: the live one, and a canary's challenger. `generation`: null where
+    directories are served, not a registry. `share`: of the users."""
 
     model_version: str
     index_version: str
@@ -21,6 +23,8 @@ class ServedModel(BaseModel):
     simulated: bool
     engine: str
     generation: GenerationFacts | None
+    arm: str | None = Field(default=None, description="of a canary: champion or challenger")
+    share: float = 1.0
 
 
 class ServedModels(BaseModel):
@@ -35,12 +39,29 @@ async def models(request: Request) -> ServedModels:
     gateway = gateway_of(request)
     serving = gateway.serving()
     rollout = gateway.rollout
+    facts = None if rollout is None else generation_facts(rollout)
     live = ServedModel(
         model_version=serving.model_version,
         index_version=serving.index_version,
         items=serving.items,
         simulated=serving.simulated,
         engine=gateway.settings.engine,
-        generation=None if rollout is None else generation_facts(rollout),
+        generation=facts,
     )
-    return ServedModels(models=[live])
+    canary = None if facts is None else facts.canary
+    if rollout is None or canary is None or not canary.served:
+        return ServedModels(models=[live])
+    live = live.model_copy(update={"arm": CHAMPION, "share": 1 - canary.share})
+    generation = next(one.generation for one in rollout.loaded if one.version == canary.generation)
+    view = generation.view
+    beside = ServedModel(
+        model_version=generation.model_version,
+        index_version=view.version,
+        items=view.n_items,
+        simulated=generation.simulated,
+        engine=gateway.settings.engine,
+        generation=None,
+        arm=CHALLENGER,
+        share=canary.share,
+    )
+    return ServedModels(models=[live, beside])

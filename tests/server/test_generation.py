@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-import server.generation
+import server.runners
 from index.codec import Codec
 from index.errors import ArtifactError, ConfigError
 from index.live.catalogue import LiveCatalogue
@@ -119,7 +119,7 @@ class FakeRunner:
 def test_on_a_gpu_each_base_trie_has_its_runner(
     own_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server.generation, "make_runner", FakeRunner)
+    monkeypatch.setattr(server.runners, "make_runner", FakeRunner)
     with LiveCatalogue.open(own_pair[0]) as catalogue:
         before = catalogue.view
         weights = SimpleNamespace(device=torch.device("cuda"))

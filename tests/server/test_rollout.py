@@ -109,7 +109,7 @@ def ask(client: httpx.Client, version: str, what: str, **body: Any) -> httpx.Res
 
 
 def live(client: httpx.Client) -> dict[str, Any]:
-    return client.get("/readyz").json()["generation"]
+    return {"canary": None} | client.get("/readyz").json()["generation"]
 
 
 def tables(published: Published) -> dict[tuple[str, str], dict[str, str]]:
@@ -298,7 +298,7 @@ def test_an_engine_with_one_set_of_weights_is_tried_between_its_swap_and_the_fli
         assert len(swapped) == 1
         return [], ()
 
-    monkeypatch.setattr("server.rollout.Rollout._tries_beside", False)
+    monkeypatch.setattr("server.rollout_loading.Loading.tries_beside", False)
     monkeypatch.setattr(NativeEngine, "swap", watched)
     client = follow()
     with monkeypatch.context() as patch:
@@ -338,7 +338,7 @@ def test_three_servers_converge_on_what_any_process_promotes(
 def test_a_champion_that_cannot_be_loaded_is_not_served_and_the_server_says_why(
     published: Published, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("server.rollout.RETRY_S", 0.2)
+    monkeypatch.setattr("server.rollout_retry.RETRY_S", 0.2)
     client, registry = follow(), published.registry
     _, checkpoint = registry.paths(registry.record(published.second))
     config = checkpoint / "config.json"

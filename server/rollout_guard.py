@@ -1,0 +1,131 @@
+"""Takes back what serves clearly worse: a promotion is rolled back, a canary stopped.
+
+Several servers on one registry judge for themselves, each by its own searches. The registry's
+change is made once: it names the generation that it takes back, and who comes later finds that it
+is not champion, or not in a canary, any more. What was taken back is promoted again by people only:
+a rollback is not on trial, and a server that would read an older state of the registry, because the
+newest one is damaged, does not follow it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+from structlog.typing import FilteringBoundLogger
+
+from index.errors import ArtifactError
+from models.registry.aliases import Aliases
+from models.registry.canary import NoCanary
+from models.registry.process import whoami
+from models.registry.promotion import AliasMoved
+from models.registry.registry import Provenance, Registry
+from server.canary import Challenger
+from server.figures import Figures, Sample
+from server.rollout_loading import Loaded
+from server.rollout_retry import RETRY_S
+from server.rollout_status import Action, Condemned
+from server.rollout_trial import Trial, TrialStatus
+from server.rollout_verdict import Verdict
+from server.settings import Settings
+
+AUTOMATIC = "onesearch serve, by itself"
+
+Act = Callable[[str, Provenance], Awaitable[None]]
+"""Takes a generation back in the registry and here."""
+
+
+class Guard:
+    """Of one server. Used on one event loop."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        figures: Figures,
+        settings: Settings,
+        log: FilteringBoundLogger,
+        told: Callable[[str], str],
+    ) -> None:
+        """`told`: a reason as others may read it."""
+        self._registry = registry
+        self._figures = figures
+        self._settings = settings
+        self._log = log
+        self._told = told
+        self._trial: Trial | None = None
+        self._revisions: dict[str, int] = {}
+        """Generation → the revision that took it back."""
+        self.condemned: Condemned | None = None
+        self.rollbacks = self.stops = 0
+
+    @property
+    def trial(self) -> TrialStatus | None:
+        """Of what was promoted."""
+        return None if self._trial is None else self._trial.status()
+
+    def begin(self, live: Loaded, old: Loaded, before: Sample, state: Aliases) -> None:
+        """`live` is served in place of `old`: it is on trial, unless that took something back."""
+        forward = state.what != "rollback" and state.champion == live.version
+        self._trial = None
+        if forward and state.previous == old.version and self._settings.rollback_window_s > 0:
+            self._trial = Trial.after_promotion(
+                (live.version, old.version),
+                live.generation.parts,
+                before,
+                self._figures,
+                self._settings,
+            )
+
+    async def judge(self, roll_back: Act) -> bool:
+        """Roll back what is on trial and clearly worse; whether that was done, here."""
+        trial = self._trial
+        if trial is not None and trial.is_over:
+            self._log.info("generation kept", generation=trial.version)
+            self._trial = trial = None
+        verdict = None if trial is None else trial.look()
+        if trial is None or verdict is None:
+            return False
+        done = await self._take_back("rollback", trial.version, verdict, roll_back)
+        self.rollbacks += done
+        if self._trial is trial:
+            trial.wait(RETRY_S)
+        return done
+
+    async def judge_canary(self, challenger: Challenger, stop: Act) -> None:
+        """Stop a canary that is clearly worse than the champion."""
+        version, verdict = challenger.version, challenger.look()
+        if version is not None and verdict is not None:
+            self.stops += await self._take_back("canary-stop", version, verdict, stop)
+            challenger.wait(RETRY_S)
+
+    def remember(self, revision: int) -> None:
+        """The last one that was taken back was so by this revision of the aliases."""
+        if self.condemned is not None:
+            self._revisions[self.condemned.generation] = revision
+
+    def took_back(self, version: str, revision: int) -> bool:
+        """Whether that was done after a revision that has it champion."""
+        return revision <= self._revisions.get(version, -1)
+
+    async def _take_back(self, action: Action, version: str, verdict: Verdict, act: Act) -> bool:
+        """Do it, and tell it. False where it was not done here: others were faster, which the next
+        look at the registry shows, or it failed and is tried again."""
+        by, problem = Provenance(f"{AUTOMATIC} ({whoami()})", str(verdict)), ""
+        try:
+            await act(version, by)
+        except (AliasMoved, NoCanary) as error:
+            self._log.info("worse, and taken back by others", generation=version, detail=str(error))
+            return False
+        except Exception as error:  # noqa: BLE001  it serves on
+            problem = self._told(str(error) or type(error).__name__)
+        self.condemned = Condemned(action, version, verdict, time.time(), problem)
+        facts = {"action": action, "generation": version, **asdict(verdict)}
+        self._log.error("generation is worse", **facts, detail=str(verdict), problem=problem)
+        if not problem:
+            try:
+                await asyncio.to_thread(self._registry.note, "verdict", by, **facts)
+            except ArtifactError as error:
+                self._log.warning("event not written", detail=self._told(str(error)))
+        return not problem

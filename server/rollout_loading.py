@@ -1,0 +1,237 @@
+"""Brings a registry's generation into memory beside the live one, and lets go of it again.
+
+    verify hashes → pin → memory → open → golden queries
+
+Whatever fails leaves nothing behind. What is in memory is pinned in the registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+
+from structlog.typing import FilteringBoundLogger
+
+from decoding.native.runner import Runner
+from index.errors import ArtifactError
+from models.checkpoint import Checkpoint
+from models.registry.leases import Lease
+from models.registry.record import GenerationRecord
+from models.registry.registry import Registry
+from server.choice import PIN_REASON, settings_for
+from server.generation import Generation
+from server.golden import Golden, read_queries, run_golden, sampled_titles
+from server.memory import available_bytes, check_memory, needed_bytes
+from server.pipeline import Pipeline
+from server.settings import Settings
+from server.start import load_generation, with_weights
+
+LOADING_FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
+"""What torch, safetensors and the disk raise when weights cannot be had."""
+DRAIN_TIMEOUT_S = 70.0
+"""Longer than any search may take."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A generation in memory. `golden`: None where it was not tried. `drained`: set when its last
+    search has ended, where it was live or challenger; `kept_until`: monotonic time, then too.
+    `was_live`: the pipeline closes its catalogue."""
+
+    record: GenerationRecord
+    generation: Generation
+    lease: Lease | None = None
+    golden: Golden | None = None
+    seconds: float = 0.0
+    drained: asyncio.Event | None = None
+    kept_until: float = float("inf")
+    was_live: bool = False
+
+    @property
+    def version(self) -> str:
+        return self.record.version
+
+
+class Loading:
+    """Loads for one server. Used on one event loop, by one at a time; files are read in threads."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        pipeline: Pipeline,
+        settings: Settings,
+        log: FilteringBoundLogger,
+    ) -> None:
+        """Raises ConfigError for golden queries that cannot be read."""
+        self._registry = registry
+        self._pipeline = pipeline
+        self._settings = settings
+        self._log = log
+        # Measured for the live one, since that cannot be measured under load.
+        runner = pipeline.live.runner
+        self._dtype: str | None = None
+        if isinstance(runner, Runner):
+            self._dtype = str(runner.weights.layers[0].qkv.dtype).removeprefix("torch.")
+        path = settings.golden_queries
+        self._queries = None if path is None else read_queries(path)
+
+    @property
+    def tries_beside(self) -> bool:
+        """Whether the engine searches generations that are not live."""
+        return self._settings.engine == "native"
+
+    async def load(self, version: str, live: Loaded) -> Loaded:
+        """A generation, verified, pinned, opened, and tried where the engine can before it is live.
+
+        Raises ArtifactError, NotEnoughMemory.
+        """
+        try:
+            return await self._load(version, live)
+        except LOADING_FAILURES as error:
+            raise ArtifactError(
+                f"generation {version} could not be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    async def golden(self, generation: Generation) -> Golden:
+        """Ask the golden queries. Raises ArtifactError."""
+        queries = self._queries
+        if queries is None:
+            queries = await asyncio.to_thread(sampled_titles, generation.view)
+        return await run_golden(self._pipeline, generation, queries, self._settings.golden_floor)
+
+    def open(self, record: GenerationRecord, live: Loaded) -> Generation:
+        """Open what is verified, if there is memory for it. In a thread."""
+        serving = live.generation
+        snapshot, checkpoint = self._registry.paths(record)
+        settings = self._settings_like(record)
+        if not _has_catalogue_of(record, live):
+            check_memory([snapshot, checkpoint], settings.engine_device)
+            generation = load_generation(settings, snapshot, checkpoint)
+        else:
+            if self.tries_beside:
+                check_memory([checkpoint], settings.engine_device)
+            opened = Checkpoint.open(checkpoint, verify=False)
+            generation = with_weights(settings, serving.beside(opened))
+        found = (generation.snapshot_version, generation.model_version)
+        if found != (record.catalogue_origin, record.pairing.checkpoint):
+            generation.close()
+            raise ArtifactError(
+                f"generation {record.version} is of catalogue {record.catalogue_origin} and "
+                f"checkpoint {record.pairing.checkpoint}, "
+                f"its directories hold {found[0]} and {found[1]}; a manifest is damaged"
+            )
+        return generation
+
+    def with_weights_again(self, live: Loaded) -> Generation:
+        """What is live with its weights, which were dropped. In a thread. Raises ArtifactError."""
+        settings = self._settings_like(live.record)
+        try:
+            return with_weights(settings, live.generation.beside(live.generation.checkpoint))
+        except LOADING_FAILURES as error:
+            raise ArtifactError(
+                f"the weights of {live.version} could not be loaded again: {error}"
+            ) from error
+
+    def has_room_for(self, loaded: Loaded) -> bool:
+        """Whether as much again as its weights take is free."""
+        if not self.tries_beside:
+            return True
+        _, checkpoint = self._registry.paths(loaded.record)
+        try:
+            need = needed_bytes([checkpoint])
+        except OSError:
+            return False
+        return available_bytes(self._settings.engine_device) > need
+
+    async def end(self, loaded: Loaded, live: Loaded) -> None:
+        """Let go of a generation that is not `live`, once its last search has ended."""
+        generation = loaded.generation
+        if loaded.drained is not None:
+            try:
+                async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                    await loaded.drained.wait()
+            except TimeoutError:
+                self._log.error("generation not drained", generation=loaded.version)
+        if generation.source is live.generation.source:
+            live.generation.stand_alone()
+        elif not loaded.was_live:
+            await asyncio.to_thread(generation.close)
+        await self.release(loaded)
+
+    async def release(self, loaded: Loaded) -> None:
+        """End its pin."""
+        if loaded.lease is not None:
+            await asyncio.to_thread(self._registry.release, loaded.lease)
+
+    async def renew(self, loaded: Loaded) -> Loaded:
+        """The same, pinned for longer; pinned anew where the pin was lost."""
+        lease = loaded.lease
+        try:
+            if lease is not None:
+                lease = await asyncio.to_thread(self._registry.renew, lease)
+        except ArtifactError as error:
+            self._log.warning("pin lost", generation=loaded.version, detail=str(error))
+            lease = await asyncio.to_thread(self._pin, loaded.version) or lease
+        return replace(loaded, lease=lease)
+
+    async def _load(self, version: str, live: Loaded) -> Loaded:
+        started = time.monotonic()
+        record = await asyncio.to_thread(self._verified, version, live)
+        lease = await asyncio.to_thread(self._pin, version)
+        try:
+            # The directory of a catalogue is opened by one at a time.
+            await self._pipeline.settled()
+            generation = await asyncio.to_thread(self.open, record, live)
+            try:
+                golden = await self.golden(generation) if self.tries_beside else None
+            except BaseException:
+                await asyncio.to_thread(generation.close)
+                raise
+        except BaseException:
+            if lease is not None:
+                await asyncio.to_thread(self._registry.release, lease)
+            raise
+        return Loaded(record, generation, lease, golden, time.monotonic() - started)
+
+    def _verified(self, version: str, live: Loaded) -> GenerationRecord:
+        """Hashes, of what is not loaded already. In a thread."""
+        hashes = self._settings.verify
+        record = self._registry.record(version)
+        known = _has_catalogue_of(record, live)
+        self._registry.snapshots.check(record.pairing.snapshot, hashes=hashes and not known)
+        self._registry.checkpoints.check(record.pairing.checkpoint, hashes=hashes)
+        return record
+
+    def _settings_like(self, record: GenerationRecord) -> Settings:
+        """To open one with: "auto" is what the first one is computed in."""
+        settings = settings_for(self._settings, self._registry, record)
+        if self._dtype is not None and settings.engine_dtype == "auto":
+            settings = settings.model_copy(update={"engine_dtype": self._dtype})
+        return settings
+
+    def _pin(self, version: str) -> Lease | None:
+        """None where the registry takes no pins. In a thread."""
+        try:
+            return self._registry.pin(version, PIN_REASON)
+        except ArtifactError as error:
+            self._log.warning("generation not pinned", generation=version, detail=str(error))
+            return None
+
+
+def _has_catalogue_of(record: GenerationRecord, live: Loaded) -> bool:
+    """Whether the live catalogue is the one of a generation, so that it goes on with its changes:
+    whatever snapshots its compactions led to. Raises ArtifactError where the live one lacks changes
+    that the generation has."""
+    serving = live.generation
+    if serving.snapshot_version != record.catalogue_origin:
+        return False
+    if serving.catalogue is None:
+        # One state only: another snapshot may hold a later one.
+        return record.pairing.snapshot == live.record.pairing.snapshot
+    if record.catalogue_sequence > serving.view.sequence:
+        raise ArtifactError(
+            f"generation {record.version} holds {record.catalogue_sequence} changes of the "
+            f"catalogue, which has {serving.view.sequence} here; it is of another place"
+        )
+    return True
