@@ -29,6 +29,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
+from index.rescoring import RescoringWeights
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -75,6 +76,22 @@ class TasteWeights:
             return cls(**{name: float(data[name]) for name in TASTE_FEATURES})
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"taste needs a number for each of {TASTE_FEATURES}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalWeights:
+    """What ranks the candidates of a user with a history: rescoring weights, and taste besides."""
+
+    rescoring: RescoringWeights
+    taste: TasteWeights
+
+    def to_json(self) -> dict[str, Any]:
+        return self.rescoring.to_json() | {"taste": self.taste.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PersonalWeights:
+        """Raises ConfigError when a weight is missing or no number."""
+        return cls(RescoringWeights.from_json(data), TasteWeights.from_json(data.get("taste", {})))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

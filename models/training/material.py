@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from index.dataset import Dataset
 from index.text import item_text, normalise, words
+from models.training.leakage import check_leakage
 from models.training.visits import Visit, read_visits, rows_by_id
 
 IntArray = NDArray[np.int64]
@@ -58,7 +59,10 @@ class Material:
 
 
 def read_material(dataset: Dataset) -> Material:
-    """Collect the training split of a dataset."""
+    """Collect the training split of a dataset.
+
+    Raises DataError when it knows what will be measured (`models.training.leakage`).
+    """
     columns = dataset.items.select(list(_ITEM_COLUMNS)).to_pylist()
     item_texts = [item_text(row) for row in columns]
     row_of = rows_by_id(dataset)
@@ -73,6 +77,7 @@ def read_material(dataset: Dataset) -> Material:
         for row, weight in visit.wanted:
             total = known[visit.query].get(row, 0.0) + 0.5 * weight
             known[visit.query][row] = min(1.0, total)
+    check_leakage(dataset, visits, known)
     return Material(
         item_texts=item_texts,
         titles=[words(text) for text in item_texts],

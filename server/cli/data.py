@@ -80,7 +80,18 @@ def validate_command(
     ] = False,
 ) -> None:
     """Report on a dataset; exits with status 1 when something in it is broken."""
+    from models.training.leakage import find_leaks
+    from models.training.visits import read_visits
+
     validation = validate_dataset(dataset, relevant_from=relevant_from)
+    if validation.ok:
+        opened = Dataset.open(dataset, verify=False)
+        training = read_visits(opened, "train")
+        leaks = find_leaks(opened, training, opened.queries("train"))
+        validation.problems.extend(f"leak: {leak}" for leak in leaks)
+        validation.facts["searches"] = {"train": len(training)} | {
+            split: len(read_visits(opened, split)) for split in ("validation", "test")
+        }
     if as_json:
         _print_json(validation.to_json())
     else:

@@ -10,14 +10,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from index.errors import ConfigError
 from server.settings import DEFAULT_BEAM_WIDTH
 
 
 def evaluate(
     snapshot: Annotated[Path, typer.Argument(help="Snapshot directory.")],
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint trained for it.")],
-    judgments: Annotated[Path, typer.Option(help="CSV or Parquet with query, item_id, grade.")],
-    relevant_from: Annotated[float, typer.Option(help="Grade from which an item is relevant.")],
+    judgments: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet with query, item_id, grade.")
+    ] = None,
+    relevant_from: Annotated[
+        float | None, typer.Option(help="With --judgments: grade from which an item is relevant.")
+    ] = None,
+    visits: Annotated[
+        Path | None,
+        typer.Option(help="Instead of judgments: a dataset, whose users' test searches count."),
+    ] = None,
+    max_visits: Annotated[int, typer.Option(min=1, help="With --visits: sample at most.")] = 4000,
     methods: Annotated[
         str, typer.Option(help="Comma-separated; hybrid_rescored may be added.")
     ] = "generative,generative_only,codec_only,bm25,dense,hybrid",
@@ -26,7 +36,19 @@ def evaluate(
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
-    """Recall, hit rate and reciprocal rank of each method, with 95 % intervals and latency."""
+    """Each method's figures with 95 % intervals: on judgments, or on searches of users who have a
+    history (--visits)."""
+    if visits is not None:
+        if judgments is not None or relevant_from is not None:
+            raise ConfigError("--visits needs no --judgments and no --relevant-from")
+        from server.cli.visits_report import evaluate_visits_command
+
+        evaluate_visits_command(
+            visits, snapshot, checkpoint, beam, max_visits=max_visits, as_json=as_json
+        )
+        return
+    if judgments is None or relevant_from is None:
+        raise ConfigError("give --judgments and --relevant-from, or --visits with a dataset")
     from models.training.judgments_file import read_judgments
     from models.training.run_evaluate import run_evaluate
 

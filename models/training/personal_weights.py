@@ -1,0 +1,107 @@
+"""Weights that rank for a user with a history, fitted on searches held out for validation.
+
+For each visit with something wanted among its candidates, the candidates' features (rescoring, then
+taste) and the weights of what was wanted (order 1, click ½) make one list of the listwise softmax
+regression of `index.rescoring`. `sid`, `dense` and `lexical` stay at 0 or above, all else is free.
+The impersonal weights are fitted on the same visits as if nobody had a history: what the personal
+ones are compared with, so that a gain is the history's and not the fitting's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoding.engine import Hypotheses
+from index.rescoring import FEATURES, NON_NEGATIVE, RescoringWeights, features, fit_vector
+from index.snapshot import Snapshot
+from index.taste import TASTE_FEATURES, PersonalWeights, TasteTable, TasteWeights
+from models.query import QueryPrompts
+from models.ranking import Candidates, candidates_of
+from models.training.evaluate import SearchBatch
+from models.training.visits import Visit
+
+FloatArray = NDArray[np.float32]
+MIN_VISITS = 20
+SEARCH_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisitSearch:
+    """What answers the searches of users: snapshot, prompts, an engine's batch search."""
+
+    snapshot: Snapshot
+    prompts: QueryPrompts
+    search: SearchBatch
+    beam_width: int
+    taste: TasteTable
+
+    def embed(self, visits: Sequence[Visit]) -> dict[str, FloatArray]:
+        """query → embedding (d,), each distinct query once; zero for texts of unknown words."""
+        texts = sorted({visit.query for visit in visits})
+        embedded = np.nan_to_num(self.snapshot.embed_queries(texts))
+        return dict(zip(texts, embedded, strict=True))
+
+    def answer(
+        self, visits: Sequence[Visit], embedded: dict[str, FloatArray], *, history: bool
+    ) -> list[Hypotheses]:
+        """The beam of each visit, with the user's history in the prompt or without."""
+        leaf_of_row, trie = self.snapshot.postings.leaf_of_row, self.snapshot.trie
+        found: list[Hypotheses] = []
+        for start in range(0, len(visits), SEARCH_BATCH):
+            part = visits[start : start + SEARCH_BATCH]
+            past = [np.array(v.history if history else (), np.int64) for v in part]
+            sids = [list(trie.codes_of_leaves(leaf_of_row[rows].astype(np.int64))) for rows in past]
+            vectors = np.stack([embedded[v.query] for v in part])
+            prompts = self.prompts.prompts([v.query for v in part], vectors, sids)
+            found += self.search(prompts, self.beam_width)
+        return found
+
+    def table(
+        self, visit: Visit, embedding: FloatArray, candidates: Candidates, *, history: bool
+    ) -> FloatArray:
+        """Rescoring features beside taste features of candidates, float32 (n, F + T)."""
+        rows, snapshot = candidates.rows, self.snapshot
+        scores = candidates.sid_scores if (candidates.hypothesis >= 0).any() else None
+        plain = features(embedding, visit.query, rows, scores, snapshot)
+        past = visit.history if history else ()
+        return np.concatenate([plain, self.taste.features(past, rows, snapshot.dense)], axis=1)
+
+
+def gains_of(visit: Visit, rows: NDArray[np.int64]) -> FloatArray:
+    """The weight of each row if it was wanted, else 0, float32 (n,)."""
+    wanted = dict(visit.wanted)
+    return np.array([wanted.get(row, 0.0) for row in rows.tolist()], np.float32)
+
+
+def fit_weights(tables: Sequence[tuple[FloatArray, FloatArray]]) -> PersonalWeights | None:
+    """Weights of lists (features (n, F + T), gains (n,)); None when fewer than MIN_VISITS teach."""
+    useful = [(table, gains) for table, gains in tables if len(gains) > 1 and gains.any()]
+    if len(useful) < MIN_VISITS:
+        return None
+    non_negative = np.concatenate([NON_NEGATIVE, np.zeros(len(TASTE_FEATURES), np.bool_)])
+    vector = fit_vector(useful, non_negative)
+    return PersonalWeights(
+        RescoringWeights.from_vector(vector[: len(FEATURES)]),
+        TasteWeights.from_vector(vector[len(FEATURES) :]),
+    )
+
+
+def fit_personal(
+    searcher: VisitSearch, visits: Sequence[Visit], *, history: bool = True
+) -> PersonalWeights | None:
+    """Weights for users with a history, fitted on visits that have one; with `history` false the
+    impersonal ones, fitted on the same visits. None when too few visits teach."""
+    chosen = [visit for visit in visits if visit.history]
+    if len(chosen) < MIN_VISITS:
+        return None
+    embedded = searcher.embed(chosen)
+    tables: list[tuple[FloatArray, FloatArray]] = []
+    for visit, beam in zip(chosen, searcher.answer(chosen, embedded, history=history), strict=True):
+        found = candidates_of(searcher.snapshot, beam.leaves, beam.scores)
+        table = searcher.table(visit, embedded[visit.query], found, history=history)
+        tables.append((table, gains_of(visit, found.rows)))
+    return fit_weights(tables)
