@@ -1,4 +1,4 @@
-"""Who may change the catalogue and use /admin, as long as there are no API keys.
+"""Who may change the catalogue, send events and use /admin, as long as there are no API keys.
 
 By default only programs on this machine, and only while the server listens on a loopback address:
 what comes through a proxy, or under another name than the machine's own (a web page whose name was
@@ -17,11 +17,13 @@ from server.errors import Problem, declares_json, request_id_of
 from server.settings import ENVIRONMENT_PREFIX, Settings
 
 ITEMS_PATH = "/v1/items"
+EVENTS_PATH = "/v1/events"
 ADMIN_PATH = "/admin"
 CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 _LOCAL_NAME = "localhost"
 _SETTING = f"the setting catalogue_changes ({ENVIRONMENT_PREFIX}CATALOGUE_CHANGES)"
+_EVENTS_SETTING = f"the setting events ({ENVIRONMENT_PREFIX}EVENTS)"
 _ADMIN_SETTING = f"the setting admin ({ENVIRONMENT_PREFIX}ADMIN)"
 
 
@@ -31,6 +33,11 @@ def changes_catalogue(scope: Scope) -> bool:
     if scope["method"] not in CHANGING_METHODS:
         return False
     return _is_below(ITEMS_PATH, path)
+
+
+def sends_events(scope: Scope) -> bool:
+    """Whether a request brings events."""
+    return scope["method"] == "POST" and scope["path"] == EVENTS_PATH
 
 
 class CatalogueDoor:
@@ -79,6 +86,55 @@ class CatalogueDoor:
         return _not_local(scope, self._loopback, _SETTING)
 
 
+class EventDoor:
+    """ASGI middleware, before the body is read: 403 for those who may not send events, 415 for what
+    does not say that it is JSON, 503 when `event_requests` are being taken already."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._loopback = is_loopback(settings.host)
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not sends_events(scope):
+            await self._app(scope, receive, send)
+            return
+        problem = self._problem(scope)
+        if problem is not None:
+            await problem.response(request_id_of(scope))(scope, receive, send)
+            return
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        # The body has not been read, so the connection cannot be used again.
+        close = {"Connection": "close"}
+        if refusal := self.refusal(scope):
+            return Problem("events-refused", refusal, headers=close)
+        if not declares_json(Request(scope)):
+            detail = "send Content-Type: application/json"
+            return Problem("unsupported-media-type", detail, headers=close)
+        if self._inside >= self._settings.event_requests:
+            return Problem(
+                "overloaded",
+                f"{self._inside} requests bring events, which is the limit",
+                retry_after_s=self._settings.retry_after_s,
+                headers=close,
+            )
+        return None
+
+    def refusal(self, scope: Scope) -> str | None:
+        """Why this request may not send events, or None."""
+        allowed = self._settings.events
+        if allowed is not None:
+            return None if allowed else f"{_EVENTS_SETTING} is false"
+        return _not_local(scope, self._loopback, _EVENTS_SETTING)
+
+
 class AdminDoor:
     """ASGI middleware, before the body is read: 403 for those who may not use /admin, and 415 for
     what does not say that it is JSON, since a web page can send that without being asked."""
@@ -120,6 +176,11 @@ def takes_changes(settings: Settings) -> bool:
     if settings.catalogue_changes is not None:
         return settings.catalogue_changes
     return is_loopback(settings.host)
+
+
+def takes_events(settings: Settings) -> bool:
+    """Whether anybody may send events at all."""
+    return is_loopback(settings.host) if settings.events is None else settings.events
 
 
 def is_loopback(host: str) -> bool:

@@ -1,8 +1,8 @@
 """The ASGI application: middleware, error handlers and routes around one `Searcher`.
 
 A request passes, outermost first: RequestIds → ServerTiming → Draining → SecurityHeaders →
-RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → AdminDoor → BodyLimit → Admission →
-routes.
+RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → EventDoor → AdminDoor → BodyLimit →
+Admission → routes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from starlette.middleware import Middleware
 from structlog.typing import FilteringBoundLogger
 
 from server import errors
-from server.access import AdminDoor, CatalogueDoor
+from server.access import AdminDoor, CatalogueDoor, EventDoor
 from server.admission import Admission
 from server.changes import BODIES
+from server.events.behaviour import Behaviour
+from server.events.wire import SentEvents
 from server.gateway import Gateway
 from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import BodyLimit
@@ -27,7 +29,7 @@ from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, RequestMetrics
 from server.rollout import Rollout
 from server.rollout_metrics import RolloutCollector
-from server.routes import admin, health, items, models, pages, search
+from server.routes import admin, events, health, items, models, pages, search
 from server.schemas import DEGRADATIONS, ProblemDetails
 from server.search import Searcher
 from server.settings import Settings
@@ -47,16 +49,19 @@ def create_app(
     metrics: Metrics | None = None,
     log: FilteringBoundLogger | None = None,
     rollout: Rollout | None = None,
+    behaviour: Behaviour | None = None,
 ) -> FastAPI:
     """The application; the searcher is closed when the server ends. With `rollout` it follows a
-    registry."""
+    registry; with `behaviour` it takes events and writes exposures."""
     metrics = metrics or Metrics()
     log = log or make_logger(settings.log_level)
-    gateway = Gateway(searcher, settings, metrics, log, rollout)
+    gateway = Gateway(searcher, settings, metrics, log, rollout, behaviour)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         async with AsyncExitStack() as stack:
+            if behaviour is not None:
+                await stack.enter_async_context(behaviour.running())
             stack.push_async_callback(searcher.close)
             if rollout is not None:
                 stack.push_async_callback(rollout.close)
@@ -80,12 +85,14 @@ def create_app(
             Middleware(AccessLog, log=log, with_queries=settings.log_queries),
             Middleware(errors.UnexpectedErrors, log=log),
             Middleware(CatalogueDoor, settings=settings),
+            Middleware(EventDoor, settings=settings),
             Middleware(AdminDoor, settings=settings),
             Middleware(
                 BodyLimit,
                 max_bytes=settings.body_bytes,
                 timeout_s=settings.body_timeout_s,
                 catalogue_bytes=settings.catalogue_body_bytes,
+                event_bytes=settings.event_body_bytes,
             ),
             Middleware(
                 Admission,
@@ -101,6 +108,7 @@ def create_app(
     for router in (
         search.router,
         items.router,
+        events.router,
         models.router,
         admin.router,
         health.router,
@@ -127,7 +135,7 @@ def _describe(app: FastAPI) -> None:
             schemas = schema["components"]["schemas"]
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
-            for model in (ProblemDetails, *BODIES):
+            for model in (ProblemDetails, SentEvents, *BODIES):
                 own = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas |= own.pop("$defs", {})
                 schemas[model.__name__] = own

@@ -55,6 +55,12 @@ PROBLEMS = {
             "Set catalogue_changes, or send the change from the server's own machine.",
         ),
         ProblemType(
+            "events-refused",
+            403,
+            "Events are not taken here",
+            "Set events, or send them from the server's own machine.",
+        ),
+        ProblemType(
             "admin-refused",
             403,
             "This path is not for everyone",
@@ -125,6 +131,12 @@ PROBLEMS = {
             "Mend the changes that `errors` names.",
         ),
         ProblemType(
+            "no-valid-event",
+            422,
+            "None of the events could be taken",
+            "Mend the events that `errors` names.",
+        ),
+        ProblemType(
             "internal",
             500,
             "The server failed",
@@ -141,6 +153,12 @@ PROBLEMS = {
             503,
             "Changes cannot be written just now",
             "Try again after Retry-After seconds; whoever runs the server finds why in its log.",
+        ),
+        ProblemType(
+            "events-unavailable",
+            503,
+            "Events cannot be kept just now",
+            "Send the same events again after Retry-After seconds.",
         ),
         ProblemType(
             "deadline-exceeded",

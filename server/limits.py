@@ -9,21 +9,27 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.access import changes_catalogue
+from server.access import changes_catalogue, sends_events
 from server.errors import Problem, request_id_of
 
 
 class BodyLimit:
     """Reads the body, at most `max_bytes` within `timeout_s`, and hands it on as one message.
 
-    Catalogue changes may bring `catalogue_bytes`."""
+    Catalogue changes may bring `catalogue_bytes`, events `event_bytes`."""
 
     def __init__(
-        self, app: ASGIApp, max_bytes: int, timeout_s: float, catalogue_bytes: int
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        timeout_s: float,
+        catalogue_bytes: int,
+        event_bytes: int,
     ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._catalogue_bytes = catalogue_bytes
+        self._event_bytes = event_bytes
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,7 +39,7 @@ class BodyLimit:
         if not _announces_body(scope):
             await self._app(scope, receive, send)
             return
-        max_bytes = self._catalogue_bytes if changes_catalogue(scope) else self._max_bytes
+        max_bytes = self._most_of(scope)
         try:
             _refuse_announced(scope, max_bytes)
             async with asyncio.timeout(self._timeout_s):
@@ -52,6 +58,11 @@ class BodyLimit:
         if body is None:
             return
         await self._app(scope, _replay(body, receive), send)
+
+    def _most_of(self, scope: Scope) -> int:
+        if changes_catalogue(scope):
+            return self._catalogue_bytes
+        return self._event_bytes if sends_events(scope) else self._max_bytes
 
 
 def _refuse_announced(scope: Scope, max_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,14 @@ class TinyPair(NamedTuple):
 
     snapshot: Path
     checkpoint: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_events_unless_asked_for() -> Generator[None, None, None]:
+    """No server of a test starts a Redis in the working directory by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESEARCH_EVENTS", "false")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from index.errors import ConfigError
 
 SIMULATED_USERS = 5_000
 SIMULATED_LIFT = 0.05
+VISITORS = 500
 
 app = typer.Typer(no_args_is_help=True, help="Compare arms of an online experiment.")
 
@@ -21,8 +22,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 @app.command("report")
 def report(
-    exposures: Annotated[Path, typer.Option(help="Exposures: .jsonl (also .gz) or .parquet.")],
-    events: Annotated[Path, typer.Option(help="Clicks and orders: .jsonl (also .gz) or .parquet.")],
+    exposures: Annotated[
+        Path, typer.Option(help="Exposures: .jsonl (also .gz), .parquet, or an export.")
+    ],
+    events: Annotated[Path, typer.Option(help="Clicks and orders: the same.")],
     items: Annotated[
         Path | None,
         typer.Option(help="Dataset directory or item file, for segments of items."),
@@ -77,18 +80,86 @@ def report(
 
 @app.command("simulate")
 def simulate(
-    folder: Annotated[Path, typer.Argument(help="Folder for the three files.")],
-    users: Annotated[int, typer.Option(min=2, help="Simulated users.")] = SIMULATED_USERS,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder for the three files; none with --server.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="URL of a running server for the users to search.")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="With --server: dataset whose judgments say what is liked.")
+    ] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(min=2, help=f"Simulated users: {SIMULATED_USERS}, {VISITORS} with --server."),
+    ] = None,
+    searches: Annotated[
+        float, typer.Option(min=1, max=100, help="With --server: mean of each user.")
+    ] = 3.0,
     lift: Annotated[
-        float, typer.Option(min=-0.9, max=1.0, help="Planted relative lift of item CTR.")
+        float, typer.Option(min=-0.9, max=5.0, help="Planted relative lift of item CTR.")
     ] = SIMULATED_LIFT,
-    shares: Annotated[str, typer.Option(help="Shares of the arms.")] = (
-        "champion=0.5,challenger=0.5"
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
+    shares: Annotated[
+        str, typer.Option(help="Shares of the arms; with --server it has its own.")
+    ] = "champion=0.5,challenger=0.5",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 7,
     as_json: Json = False,
 ) -> None:
-    """Write exposures, events and items of simulated users, all marked as simulated."""
+    """Simulated users: write exposures, events and items to FOLDER, or visit a running server,
+    which writes exposures and takes events as of anybody. All of it is marked as simulated."""
+    if (folder is None) == (server is None) or (server is None) != (dataset is None):
+        raise ConfigError("give a folder, or --server with --dataset")
+    if server is not None and dataset is not None:
+        _visit(server, dataset, users or VISITORS, searches, lift, seed, as_json)
+    elif folder is not None:
+        _write(folder, users or SIMULATED_USERS, lift, shares, seed, as_json)
+
+
+def _visit(
+    server: str,
+    dataset: Path,
+    users: int,
+    searches: float,
+    lift: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    import asyncio
+
+    from index.dataset import Dataset
+    from server.cli.bar import Bar
+    from server.experiment.visitors import Demand, Visits, visit
+
+    demand = Demand.of(Dataset.open(dataset))
+    visits = Visits(users, searches, lift, seed=seed)
+    with Bar() as bar:
+        task = bar.bar.add_task("simulated users", total=users, note="")
+
+        def show(left: int) -> None:
+            bar.bar.update(task, completed=left)
+            bar.plain(left / users, f"{left:,} of {users:,} simulated users have left")
+
+        done = asyncio.run(visit(server, demand, visits, show))
+    facts = {
+        "simulated": True,
+        "users": users,
+        "searches": done.searches,
+        "clicks": done.clicks,
+        "orders": done.orders,
+        "arms": dict(done.arms),
+        "planted_lift": lift,
+    }
+    if as_json:
+        typer.echo(orjson.dumps(facts).decode())
+        return
+    arms = ", ".join(f"{arm} {count:,}" for arm, count in done.arms.items())
+    typer.echo(
+        f"{users:,} simulated users: {done.searches:,} searches ({arms}), {done.clicks:,} clicks, "
+        f"{done.orders:,} orders; planted lift of item CTR {lift:+.1%}"
+    )
+
+
+def _write(folder: Path, users: int, lift: float, shares: str, seed: int, as_json: bool) -> None:
     import numpy as np
 
     from server.experiment.assignment import Experiment

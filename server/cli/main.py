@@ -50,6 +50,9 @@ COMMANDS = {
     "generations": Command(
         "server.cli.generations", "app", "Publish, promote, roll back: what is served."
     ),
+    "events": Command(
+        "server.cli.events", "app", "Export what users were shown and did; forget a user."
+    ),
     "experiment": Command("server.cli.experiment", "app", "Compare arms of an online experiment."),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),

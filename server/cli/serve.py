@@ -76,6 +76,10 @@ def run_server(settings: Settings) -> None:
             "--engine vllm: vLLM is not installed in this environment; make one that has it with "
             "`make vllm-env` and start .venv-vllm/bin/onesearch (docs/vllm.md)"
         )
+    if settings.redis_url is not None:
+        from server.redis.connection import check_url
+
+        check_url(settings.redis_url)
     # What needs torch is imported here: wrong settings are told without waiting for it.
     from server.choice import choose_registered
     from server.generation import chosen_paths
@@ -140,6 +144,7 @@ async def _serve(
     listener: socket.socket,
 ) -> None:
     from server.app import create_app
+    from server.events.behaviour import start_behaviour
     from server.logs import forward_standard_logging, make_logger
     from server.metrics import Metrics
     from server.rollout import start_rollout
@@ -147,12 +152,21 @@ async def _serve(
 
     started = time.monotonic()
     metrics, log = Metrics(), make_logger(settings.log_level)
-    if registered is None:
-        pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log)
-        app = create_app(pipeline, settings, metrics=metrics, log=log)
-    else:
-        pipeline, rollout = await start_rollout(settings, registered, metrics, log)
-        app = create_app(pipeline, settings, metrics=metrics, log=log, rollout=rollout)
+    behaviour = await start_behaviour(settings, metrics, log)
+    contexts = behaviour.contexts if behaviour is not None else None
+    rollout = None
+    try:
+        if registered is None:
+            pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log, contexts)
+        else:
+            pipeline, rollout = await start_rollout(settings, registered, metrics, log, contexts)
+    except BaseException:
+        if behaviour is not None:
+            await behaviour.close()
+        raise
+    app = create_app(
+        pipeline, settings, metrics=metrics, log=log, rollout=rollout, behaviour=behaviour
+    )
     forward_standard_logging(log)
     serving = asdict(pipeline.serving())
     host, port = listener.getsockname()[:2]

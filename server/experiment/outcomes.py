@@ -7,6 +7,7 @@ no arm can answer for them, and counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
-from server.experiment.records import CLICK, Exposure, ShownEvent
+from server.experiment.records import CLICK, NO_EXPERIMENT, Exposure, ShownEvent
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -74,7 +75,7 @@ def join(
 
     Raises ConfigError when there is none, or several and none is named.
     """
-    pages, repeated = _pages_of(exposures, experiment)
+    pages, repeated, elsewhere = _pages_of(exposures, experiment)
     first_arm: dict[str, str] = {}
     crossed: set[str] = set()
     for page in pages:
@@ -85,7 +86,7 @@ def join(
         assigned[arm] = assigned.get(arm, 0) + 1
     kept = [page for page in pages if page.unit not in crossed]
     outcomes, found = _arrays(kept, tuple(sorted(assigned)), pages[0].experiment)
-    left_out = {page.request_id for page in pages if page.unit in crossed}
+    left_out = elsewhere | {page.request_id for page in pages if page.unit in crossed}
     unmatched = again = 0
     simulated = outcomes.simulated
     for event in events:
@@ -102,23 +103,30 @@ def join(
     return replace(outcomes, simulated=simulated), notes
 
 
-def _pages_of(exposures: Iterable[Exposure], experiment: str | None) -> tuple[list[Exposure], int]:
-    """One exposure for each request, oldest first, and how many were repeated."""
-    by_request: dict[str, Exposure] = {}
-    names: set[str] = set()
-    repeated = 0
+def _pages_of(
+    exposures: Iterable[Exposure], experiment: str | None
+) -> tuple[list[Exposure], int, set[str]]:
+    """One exposure for each request, oldest first; how many were repeated; the requests of other
+    experiments."""
+    by_name: dict[str, dict[str, Exposure]] = {}
+    repeated: Counter[str] = Counter()
     for one in exposures:
-        names.add(one.experiment)
-        if experiment is not None and one.experiment != experiment:
-            continue
-        repeated += one.request_id in by_request
+        by_request = by_name.setdefault(one.experiment, {})
+        repeated[one.experiment] += one.request_id in by_request
         by_request.setdefault(one.request_id, one)
+    names = sorted(by_name.keys() - {NO_EXPERIMENT})
     if experiment is None and len(names) > 1:
-        raise ConfigError(f"there are several experiments, name one: {', '.join(sorted(names))}")
-    if not by_request:
-        there = ", ".join(sorted(names)) or "none"
-        raise ConfigError(f"no exposures of experiment {experiment!r}; there are: {there}")
-    return sorted(by_request.values(), key=lambda one: (one.time, one.request_id)), repeated
+        raise ConfigError(f"there are several experiments, name one: {', '.join(names)}")
+    if experiment is None:
+        # Searches of no experiment are reported when there are no others.
+        experiment = names[0] if names else NO_EXPERIMENT
+    if experiment not in by_name:
+        there = ", ".join(names) or "none"
+        asked = f" of experiment {experiment!r}" if experiment else ""
+        raise ConfigError(f"no exposures{asked}; there are: {there}")
+    pages = by_name.pop(experiment)
+    found = sorted(pages.values(), key=lambda one: (one.time, one.request_id))
+    return found, repeated[experiment], {id for others in by_name.values() for id in others}
 
 
 def _arrays(

@@ -45,7 +45,9 @@ def as_markdown(report: Report) -> str:
 
 def title_of(report: Report) -> str:
     """Name of the experiment, and whether its users are real."""
-    return f"{report['experiment']}" + (" (simulated users)" if report["simulated"] else "")
+    return (report["experiment"] or "no experiment") + (
+        " (simulated users)" if report["simulated"] else ""
+    )
 
 
 def write_report(report: Report, directory: Path) -> list[Path]:

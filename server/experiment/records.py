@@ -1,10 +1,11 @@
-"""What the gateway and the shop write down, and what a report reads: JSON lines or Parquet.
+"""What the gateway and the shop write down, and what a report reads: JSON lines, Parquet, or the
+directory that `onesearch events export` writes.
 
 **Exposures**, one for each answered search of a unit in an experiment:
 
 | field | | |
 |---|---|---|
-| `experiment`, `arm` | text, required | |
+| `experiment`, `arm` | text, required | experiment "": in none, arm champion |
 | `unit` | text, required | what was assigned: `user:ID` or `request:ID` |
 | `request_id` | text, required | events name it |
 | `time` | number, required | Unix time, seconds |
@@ -16,7 +17,8 @@
 | `simulated` | boolean | made up, not seen |
 
 **Events**, one for each click or order: `request_id`, `item_id`, `kind` (`click` or `order`),
-`time` required, `simulated`. An event counts for the search whose `request_id` it names.
+`time` required, `simulated`. An event counts for the search whose `request_id` it names. Events of
+kind `impression` are passed over: what was shown is in the exposures.
 
 Unknown fields are ignored. A row that lacks what is required is left out and counted.
 """
@@ -31,9 +33,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from index.errors import ConfigError, DataError
-from index.importers.records import SUFFIXES, BadRow, read_rows
+from index.importers.records import SUFFIXES, BadRow, SourceRow, read_rows
 
 CLICK, ORDER = "click", "order"
+IMPRESSION = "impression"
+NO_EXPERIMENT, ONLY_ARM = "", "champion"
+"""Of a search that takes part in none."""
+SIMULATED_USER = "simulated-"
+"""Users whose id begins so are made up, and so is what they do."""
 KINDS = ("jsonl", "parquet")
 _Record = TypeVar("_Record")
 
@@ -89,13 +96,15 @@ class Rejected:
 
 
 def read_exposures(path: Path, rejected: Rejected) -> Iterator[Exposure]:
-    """Exposures of a file. Raises DataError when it cannot be read, ConfigError for other kinds."""
-    return _read(path, _exposure, rejected)
+    """Exposures of a file, or of the Parquet files in `exposures/` of a directory, or else in the
+    directory itself. Raises DataError when it cannot be read, ConfigError for other kinds."""
+    return _read(path, "exposures", _exposure, rejected)
 
 
 def read_events(path: Path, rejected: Rejected) -> Iterator[ShownEvent]:
-    """Events of a file. Errors as of `read_exposures`."""
-    return _read(path, _event, rejected)
+    """Clicks and orders of a file, or of `events/` in a directory. Errors as of
+    `read_exposures`."""
+    return _read(path, "events", _event, rejected)
 
 
 def kind_of(path: Path) -> str:
@@ -108,10 +117,13 @@ def kind_of(path: Path) -> str:
 
 
 def _read(
-    path: Path, parse: Callable[[Mapping[str, Any]], _Record], rejected: Rejected
+    path: Path,
+    folder: str,
+    parse: Callable[[Mapping[str, Any]], _Record | None],
+    rejected: Rejected,
 ) -> Iterator[_Record]:
     good = 0
-    for row in read_rows(path, kind_of(path)):
+    for row in _rows(path, folder):
         place = f"{row.place.path}, row {row.place.line}"
         if isinstance(row, BadRow):
             rejected.add(place, row.reason)
@@ -123,9 +135,22 @@ def _read(
             rejected.add(place, what)
             continue
         good += 1
-        yield record
+        if record is not None:
+            yield record
     if rejected.reasons and not good:
         raise DataError(f"no row can be used; the first: {rejected.first}", path=path)
+
+
+def _rows(path: Path, folder: str) -> Iterator[SourceRow | BadRow]:
+    if not path.is_dir():
+        yield from read_rows(path, kind_of(path))
+        return
+    found = path / folder if (path / folder).is_dir() else path
+    files = sorted(found.glob("*.parquet"))
+    if not files and found == path:
+        raise DataError("neither a Parquet file nor an export of events is in here", path=path)
+    for file in files:
+        yield from read_rows(file, "parquet")
 
 
 def _exposure(values: Mapping[str, Any]) -> Exposure:
@@ -135,7 +160,7 @@ def _exposure(values: Mapping[str, Any]) -> Exposure:
     ):
         raise ValueError("field 'items': not a list of texts")
     return Exposure(
-        _text(values, "experiment"),
+        _any_text(values, "experiment"),
         _text(values, "arm"),
         _text(values, "unit"),
         _text(values, "request_id"),
@@ -150,8 +175,10 @@ def _exposure(values: Mapping[str, Any]) -> Exposure:
     )
 
 
-def _event(values: Mapping[str, Any]) -> ShownEvent:
+def _event(values: Mapping[str, Any]) -> ShownEvent | None:
     kind = _text(values, "kind")
+    if kind == IMPRESSION:
+        return None
     if kind not in (CLICK, ORDER):
         raise ValueError(f"field 'kind': {kind!r} is neither click nor order")
     return ShownEvent(
@@ -164,8 +191,15 @@ def _event(values: Mapping[str, Any]) -> ShownEvent:
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
+    value = _any_text(values, name)
+    if not value:
+        raise ValueError(f"field {name!r}: not a text")
+    return value
+
+
+def _any_text(values: Mapping[str, Any], name: str) -> str:
     value = values[name]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise ValueError(f"field {name!r}: not a text")
     return value
 

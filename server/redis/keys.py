@@ -14,9 +14,18 @@ queue:live, queue:warm                 stream  none: a job must not be lost. Bou
 queue:jobs                             hash    none: has exactly the jobs that are not done
 queue:later                            zset    none: jobs again, waiting for their next attempt
 queue:dead                             stream  none: a person decides. Bounded by `DEAD_ENTRIES`
+behaviour:events                       stream  none: bounded by `EVENT_ENTRIES` and the setting
+                                               behaviour_retention_days
+behaviour:exposures                    stream  none: bounded by `EXPOSURE_ENTRIES` and as above
+behaviour:seen:EVENT                   string  `SEEN_TTL_S`: an event sent again is known so long
+behaviour:batch:BATCH                  string  `BATCH_TTL_S`: the same for a batch of exposures
+users:recent:USER                      zset    `RECENT_TTL_S` after the last event; item ids by the
+                                               time of the event, the newest remembered_items
+generations:moved                      channel none: nothing is stored. A server that misses an
+                                               announcement finds the change in the registry itself
 
-QUERY and USER are digests: a key has a bounded length, and no text of a user. VERSION is that of
-the generator: prompt, model, catalogue (`server.keywords.keywords.Source`).
+QUERY, USER and EVENT are digests: a key has a bounded length, and no text of a user. VERSION is
+that of the generator: prompt, model, catalogue (`server.keywords.keywords.Source`).
 """
 
 from __future__ import annotations
@@ -34,6 +43,11 @@ FAILED_TTL_S = 3600
 """How long a query whose job is a dead letter is not asked again."""
 MADE_ENTRIES = 200_000
 DEAD_ENTRIES = 10_000
+EVENT_ENTRIES = 500_000
+EXPOSURE_ENTRIES = 200_000
+SEEN_TTL_S = DAY_S
+BATCH_TTL_S = 3600
+RECENT_TTL_S = 30 * DAY_S
 _DIGEST_BYTES = 12
 
 
@@ -49,12 +63,27 @@ class Keys:
         self.jobs = f"{self._root}queue:jobs"
         self.later = f"{self._root}queue:later"
         self.dead = f"{self._root}queue:dead"
+        self.announcements = f"{self._root}generations:moved"
+        self.events = f"{self._root}behaviour:events"
+        self.exposures = f"{self._root}behaviour:exposures"
 
     def keywords(self, version: str, query: str, user_id: str | None) -> str:
         """Where keywords of a normalised query are kept; `user_id` None: the generic ones."""
         if user_id is None:
             return f"{self._root}keywords:generic:{version}:{digest(query)}"
         return f"{self._root}keywords:personal:{version}:{digest(query)}:{digest(user_id)}"
+
+    def seen(self, event_id: str) -> str:
+        """Says that an event was taken."""
+        return f"{self._root}behaviour:seen:{digest(event_id)}"
+
+    def batch(self, name: str) -> str:
+        """Says that a batch of exposures was written."""
+        return f"{self._root}behaviour:batch:{name}"
+
+    def recent(self, user_id: str) -> str:
+        """The items that a user clicked or ordered last."""
+        return f"{self._root}users:recent:{digest(user_id)}"
 
 
 def digest(text: str) -> str:

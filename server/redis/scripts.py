@@ -1,4 +1,4 @@
-"""All Lua that runs in Redis. Each script is one atomic step in the life of keyword jobs.
+"""All Lua that runs in Redis. Each script is one atomic step: of keyword jobs, and of behaviour.
 
 A job is one field of `queue:jobs` from the door until it is done or dead, and in between in exactly
 one place: waiting in a stream, in the hands of a worker (pending in the stream's group) or in
@@ -241,4 +241,48 @@ for place = 1, 2 do
   answer[#answer + 1] = first[1] and tonumber(string.match(first[1][1], '^%d+')) or 0
 end
 return answer
+""")
+
+TAKE_EVENTS = Script("""
+-- Take events, each once; and keep what their users touched last.
+-- The first write fails when the memory is full: then nothing at all was taken.
+-- KEYS events, then of each event its seen key and its user's recent key ('' for none)
+-- ARGV longest log, how long entries are kept in ms, lifetime in s of seen keys and of recent ones,
+--      longest recent, then of each event its payload, time and item id
+-- -> for each event: 1 taken, 0 known already
+local answers = {}
+for i = 1, (#KEYS - 1) / 2 do
+  local seen, recent = KEYS[2 * i], KEYS[2 * i + 1]
+  local payload, time, item = ARGV[3 * i + 3], ARGV[3 * i + 4], ARGV[3 * i + 5]
+  if redis.call('SET', seen, '1', 'NX', 'EX', ARGV[3]) then
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'json', payload)
+    if recent ~= '' then
+      redis.call('ZADD', recent, 'GT', time, item)
+      redis.call('ZREMRANGEBYRANK', recent, 0, -(tonumber(ARGV[5]) + 1))
+      redis.call('EXPIRE', recent, ARGV[4])
+    end
+    answers[i] = 1
+  else
+    answers[i] = 0
+  end
+end
+local now = redis.call('TIME')
+local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[2])
+redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', oldest))
+return answers
+""")
+
+LOG_EXPOSURES = Script("""
+-- Write a batch of exposures once, however often it is sent.
+-- KEYS exposures, batch
+-- ARGV longest log, how long entries are kept in ms, lifetime in s of the batch key, then payloads
+-- -> how many were written; 0 when the batch was written before
+if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then return 0 end
+for i = 4, #ARGV do
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'json', ARGV[i])
+end
+local now = redis.call('TIME')
+local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[2])
+redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', oldest))
+return #ARGV - 3
 """)

@@ -77,6 +77,8 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
         ) from None
     for reason in found.degraded:
         gateway.metrics.degraded.labels(reason).inc()
+    if gateway.behaviour is not None:
+        gateway.behaviour.shown(body, found)
     request.scope["onesearch.timings_ms"] = found.timings_ms
     request.scope["onesearch.facts"] = {
         "query": body.query,

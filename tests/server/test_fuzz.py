@@ -33,6 +33,7 @@ CHANGES = [
     ("DELETE", "/v1/items"),
     ("DELETE", "/v1/items/{item_id}"),
 ]
+EVENTS = ("POST", "/v1/events")
 ADMIN = [
     ("GET", "/admin/generations"),
     *(
@@ -50,7 +51,7 @@ def description(tiny_url: str) -> Any:
 
 def test_all_routes_are_fuzzed(description: Any):
     found = [(o.ok().method.upper(), o.ok().path) for o in description.get_all_operations()]
-    assert sorted(found) == sorted(ROUTES + CHANGES + ADMIN)
+    assert sorted(found) == sorted([*ROUTES, *CHANGES, EVENTS, *ADMIN])
 
 
 @pytest.mark.parametrize(
