@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from index.errors import ConfigError
 from index.text import words
 from models.tokenizer import HISTORY, ITEM, KEYWORDS, QUERY, SID, USER, Codes, Tokenizer
+from models.user_sid import CodeRows, user_sids
 
 KEYWORD_SEPARATOR = ", "
 
@@ -34,16 +35,20 @@ def prompt_text(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
-    """Limits of the spans, in tokens, items and codes. Stored with the checkpoint."""
+    """Limits of the spans, in tokens, items and codes. Stored with the checkpoint.
+
+    `user_sid`: whether prompts with a history begin with the user's SIDs (`models.user_sid`).
+    """
 
     max_query_tokens: int = 24
     max_history: int = 5
     max_keyword_tokens: int = 32
     query_code_count: int = 0
+    user_sid: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = int(getattr(self, field.name))
             least = 1 if field.name == "max_query_tokens" else 0
             if value < least:
                 raise ConfigError(f"{field.name} is {value}, it must be at least {least}")
@@ -85,16 +90,17 @@ class PromptBuilder:
         self,
         query_tokens: Sequence[int],
         query_sid: Codes | None = None,
-        history_sids: Sequence[Codes] | NDArray[np.integer[Any]] = (),
-        user_sid: Sequence[Codes] | NDArray[np.integer[Any]] = (),
+        history_sids: CodeRows = (),
+        user_sid: CodeRows = (),
         query_codes: Codes = (),
     ) -> NDArray[np.int32]:
         """The serving prompt.
 
         `query_tokens`: from `Tokenizer.encode_text`, cut at the end. `query_sid` (L,).
         `history_sids` (n, L), oldest first; the newest `max_history` are kept. `user_sid` (2, L):
-        short and long sequence. `query_codes`: level-1 codes nearest to the query, nearest first,
-        of which `query_code_count` are kept.
+        short and long sequence; where the settings want it and it is not given, it is computed from
+        the whole of `history_sids`. `query_codes`: level-1 codes nearest to the query, nearest
+        first, of which `query_code_count` are kept.
         """
         return self.teacher(query_tokens, (), query_sid, history_sids, user_sid, query_codes)
 
@@ -103,13 +109,15 @@ class PromptBuilder:
         query_tokens: Sequence[int],
         keyword_tokens: Sequence[int],
         query_sid: Codes | None = None,
-        history_sids: Sequence[Codes] | NDArray[np.integer[Any]] = (),
-        user_sid: Sequence[Codes] | NDArray[np.integer[Any]] = (),
+        history_sids: CodeRows = (),
+        user_sid: CodeRows = (),
         query_codes: Codes = (),
     ) -> NDArray[np.int32]:
         """The student's prompt with a keyword span (see `keyword_tokens`)."""
         settings, marker, sid = self.settings, self._marker, self.tokenizer.sid_tokens
         tokens: list[int] = []
+        if settings.user_sid and not len(user_sid):
+            user_sid = user_sids(history_sids)
         if len(user_sid):
             tokens.append(marker[USER])
             for codes in user_sid[:2]:

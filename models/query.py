@@ -68,6 +68,11 @@ class QueryPrompts:
             made.append(Prompt(token_ids, self._prior(embeddings[i])))
         return made
 
+    def next_item(self, history_sids: Sequence[NDArray[np.int32]]) -> Prompt:
+        """The prompt that asks for what a user takes next, without a query."""
+        token_ids = self.builder.student((), None, history_sids)
+        return Prompt(token_ids, self._prior(np.zeros(self.codec.dimension, np.float32)))
+
     def _prior(self, embedding: FloatArray) -> tuple[FloatArray, ...] | None:
         if self.prior_beta == 0:
             return None
