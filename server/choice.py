@@ -56,14 +56,15 @@ def choose_registered(settings: Settings) -> Registered | None:
 def settings_for(settings: Settings, registry: Registry, record: GenerationRecord) -> Settings:
     """The settings to open a registered generation with: its files are verified already, and its
     catalogue's changes lie where those of the snapshot lie that the catalogue started from."""
-    update = {"live_directory": changes_of(settings, registry, record), "verify": False}
+    live = changes_of(registry, record, settings.live_directory)
+    update = {"live_directory": live, "verify": False}
     return settings.model_copy(update=update)
 
 
-def changes_of(settings: Settings, registry: Registry, record: GenerationRecord) -> Path:
+def changes_of(registry: Registry, record: GenerationRecord, folder: Path | None) -> Path:
     """The live directory of a registered generation: one for all snapshots that a catalogue's
-    changes led to, beside the first of them or in the folder that the settings name."""
+    changes led to, in `folder` if one is given, else beside the first of them."""
     origin = record.catalogue_origin
-    if settings.live_directory is not None:
-        return settings.live_directory / origin
+    if folder is not None:
+        return folder / origin
     return live_directory(registry.snapshots.path(origin))

@@ -197,6 +197,15 @@ class Settings(BaseSettings):
     compaction_age_s: float | None = Field(
         None, gt=0, description="or when there are changes and the champion is older than this"
     )
+    compaction_changes: int | None = Field(
+        None,
+        ge=1,
+        description="of a registry's champion: its catalogue is published as a new generation after "
+        "this many changes; if not given, never for that reason",
+    )
+    compaction_age_s: float | None = Field(
+        None, gt=0, description="or when there are changes and the champion is older than this"
+    )
     catalogue_body_bytes: int = Field(CATALOGUE_BODY_BYTES, ge=1024, le=256 * 1024 * 1024)
     catalogue_requests: int = Field(
         CATALOGUE_REQUESTS, ge=1, le=1000, description="of catalogue changes at the same time"

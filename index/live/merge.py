@@ -8,7 +8,8 @@ OUT. `LiveCatalogue` runs it as a process of low priority, so that searches keep
 The result equals a build of the resulting items with the same encoder and codec: rows that were not
 deleted in their order, then the added ones; statistics (idf, mean length, popularity scores) are
 those of the new catalogue. Its manifest says in `live` which snapshot the changes started from
-(`origin`) and which change was the last (`sequence`).
+(`origin`), which change was the last (`sequence`), and how many rows, the first, are that
+snapshot's own (`own_items`).
 """
 
 # pyarrow has no types of its own: what it returns is unknown to the checker.
@@ -74,7 +75,17 @@ def write_merged(view: CatalogueView, path: Path) -> None:
         }
         draft.manifest.update(view.manifest)
         draft.manifest["counts"] = counts
-        draft.manifest["live"] = {"origin": view.origin_version, "sequence": view.sequence}
+        draft.manifest["live"] = {
+            "origin": view.origin_version,
+            "sequence": view.sequence,
+            "own_items": int(np.searchsorted(rows, own_items(view.base))),
+        }
+
+
+def own_items(snapshot: Snapshot) -> int:
+    """How many of a snapshot's rows are of the build that its changes started from: the first. All
+    of them where it does not say."""
+    return int(snapshot.manifest.get("live", {}).get("own_items", len(snapshot.items)))
 
 
 def open_for_merge(path: Path) -> CatalogueView:

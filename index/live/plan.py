@@ -2,6 +2,9 @@
 
 Changes take effect in the order given, also within a batch: an item that is added and updated by
 the same batch is added with its old numbers, then updated.
+
+A change to what is so already is done by doing nothing: it is neither accepted nor rejected. So a
+batch that is sent again leaves no trace, and of a whole feed only what is new goes into the log.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
     existing = _existing(items, changes, known)
     moved: dict[str, int] = {}
     n_rows = len(items)
+    rows = np.maximum(np.array(known, dtype=np.int64), 0)
+    present = {name: getattr(items, name)[rows].tolist() for name in NUMBERS} if n_rows else {}
 
     for index, (change, item_id, row) in enumerate(zip(changes, ids, known, strict=True)):
         if moved:
@@ -82,8 +87,16 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
             elif row < 0:
                 raise DataError("no item has this id")
             elif isinstance(change, Update):
-                for name, value in change.values.items():
-                    updates[name][row] = number_or_unknown(name, value)
+                values = {
+                    name: number_or_unknown(name, value) for name, value in change.values.items()
+                }
+                if row < n_rows and all(
+                    _same(updates[name].get(row, present[name][index]), value)
+                    for name, value in values.items()
+                ):
+                    continue
+                for name, value in values.items():
+                    updates[name][row] = value
             else:
                 dead.append(row)
                 moved[change.item_id] = -1
@@ -98,6 +111,11 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
         {name: _arrays(name, written) for name, written in updates.items() if written},
         rejected,
     )
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two numbers, or unknown ones, are the same."""
+    return one == other or (one != one and other != other)
 
 
 def _id_of(change: Change | Accepted) -> str | None:

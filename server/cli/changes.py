@@ -51,7 +51,7 @@ def add(
 
     with tempfile.TemporaryDirectory(prefix="onesearch-") as folder:
         summary = _read_items(file, Path(folder), mapping, strict=strict)
-        with _opened(snapshot, live) as catalogue:
+        with opened_for_changes(snapshot, live) as catalogue:
             done = _apply(catalogue, (Upsert(item) for item in _items_in(Path(folder))))
     rejected = summary.rejected.get("items", {})
     facts = {**done, "unreadable": rejected, "warnings": summary.warnings.get("items", {})}
@@ -73,7 +73,7 @@ def remove(
     named = [*(item_ids or []), *(_ids_in(file) if file is not None else [])]
     if not named:
         raise ConfigError("no item is named: give item ids, or --file with one a line")
-    with _opened(snapshot, live) as catalogue:
+    with opened_for_changes(snapshot, live) as catalogue:
         _tell(_apply(catalogue, (Delete(item_id) for item_id in named)), as_json)
 
 
@@ -131,7 +131,7 @@ def merge(
         view = settled_view(snapshot, live, verify=False)
         write_merged(view, target)
     else:
-        with _opened(snapshot, live) as catalogue:
+        with opened_for_changes(snapshot, live) as catalogue:
             view = catalogue.merge()
         target = view.path
     facts = {
@@ -150,7 +150,9 @@ def has_changes(snapshot: Path, live: Path | None) -> bool:
     return (live or live_directory(snapshot)).is_dir()
 
 
-def _opened(snapshot: Path, live: Path | None) -> LiveCatalogue:
+def opened_for_changes(snapshot: Path, live: Path | None) -> LiveCatalogue:
+    """A snapshot's catalogue, written by this process. Raises CatalogueHeld where another one has
+    it, ArtifactError for damage."""
     from index.live.catalogue import LiveSettings
     from server.catalogue import open_catalogue
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.cli import changes
+from server.cli import changes, compaction
 
 ENCODER_KINDS = changes.ENCODER_KINDS
 
@@ -20,6 +20,8 @@ app.command("add")(changes.add)
 app.command("remove")(changes.remove)
 app.command("changes")(changes.changes)
 app.command("merge")(changes.merge)
+app.command("compact")(compaction.compact)
+app.command("drift")(compaction.drift)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 

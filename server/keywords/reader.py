@@ -98,7 +98,7 @@ class KeywordReader:
         self._clock = clock
         self._reads: set[asyncio.Task[Found]] = set()
         self._entering: set[asyncio.Task[None]] = set()
-        self._asked: LruCache[tuple[str, str | None], float] = LruCache(ASKED_ENTRIES)
+        self._asked: LruCache[tuple[str | None, str, str | None], float] = LruCache(ASKED_ENTRIES)
         self._pulse: asyncio.Task[None] | None = None
         self._has_beaten = False
         self._beat = asyncio.Event()
@@ -114,7 +114,7 @@ class KeywordReader:
             return LookUp(began, known, None)
         if self.version is None:
             # No worker has ever made any: the job waits for the first one.
-            self._asked.put((query, user_id), began + ASKED_S)
+            self._asked.put((None, query, user_id), began + ASKED_S)
             self._enter_missing(_generic(request), None)
             return LookUp(began, Found("miss"), None)
         task = _owned(self._reads, self._read(self.version, request, user_id))
@@ -156,7 +156,7 @@ class KeywordReader:
                 return _best(personal, generic, from_memory=True)
         if self.away:
             return Found("unavailable")
-        asked_until = self._asked.get((query, user_id))
+        asked_until = self._asked.get((self.version, query, user_id))
         if asked_until is not None and asked_until > self._clock():
             return _best(generic, from_memory=True)
         if not self._has_beaten or len(self._reads) >= MOST_READS:
@@ -175,7 +175,7 @@ class KeywordReader:
             self._log.error("keywords not readable", detail=str(error))
             return Found("miss")
         if answers[0] is None:
-            self._asked.put((query, user_id), self._clock() + ASKED_S)
+            self._asked.put((version, query, user_id), self._clock() + ASKED_S)
             # The generic answer serves everybody: it is made first.
             self._enter_missing(_generic(request) if answers[-1] is None else request, version)
         return _best(*answers, from_memory=False)

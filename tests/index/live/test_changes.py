@@ -16,7 +16,7 @@ from index.live.changes import (
 from index.live.plan import plan
 from index.live.view import CatalogueView
 from index.snapshot import Snapshot
-from tests.index.live.conftest import item
+from tests.index.live.conftest import changed, item
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,27 @@ def test_changes_of_a_batch_follow_each_other(base: Snapshot) -> None:
     assert dict(zip(*map(np.ndarray.tolist, made.updates["price"]), strict=True)) == {30: 7, 2: 2}
     assert dict(zip(*map(np.ndarray.tolist, made.updates["stock"]), strict=True)) == {2: -1}
     assert len(made.accepted) == 7
+
+
+def test_what_is_so_already_is_done_by_doing_nothing(base: Snapshot) -> None:
+    feed = [Upsert(item(3)), Update("i4", {"price": 5.0}), Upsert(item(99))]
+    view = CatalogueView.of(base)
+    made = plan(view.items, feed)
+    assert [type(one) for one in made.accepted] == [AddedItem]
+    assert made.rejected == []
+    view = changed(view, feed)
+    assert view.sequence == 1
+    again = plan(view.items, [*feed, Delete("i50"), Update("i4", {"stock": None})])
+    assert again.accepted == [Update("i4", {"stock": None})]
+    assert [(bad.index, bad.item_id) for bad in again.rejected] == [(3, "i50")]
+    # What a batch writes and takes back counts, and a new item is not what it will be.
+    there_and_back = [
+        *(Update("i4", {"price": 6.0}), Update("i4", {"price": 5.0}), Update("i4", {"price": 5.0})),
+        *(Upsert(item(98)), Update("i98", {"stock": 8}), Upsert(item(98))),
+        *(Delete("i3"), Upsert(item(3))),
+    ]
+    assert len(plan(view.items, there_and_back).accepted) == 7
+    view = changed(view, there_and_back)
+    found = view.items.get_many(view.items.rows_of(["i4", "i98", "i3"]))
+    assert [one["price"] for one in found] == [5.0, 99.0, 4.0]
+    assert found[1]["stock"] == item(98)["stock"]
