@@ -12,7 +12,8 @@ from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.text import normalise
 from server.disconnect import CLIENT_GONE_STATUS, ClientGone, while_connected
 from server.errors import Problem, invalid, request_id_of
-from server.gateway import gateway_of
+from server.gateway import Gateway, gateway_of
+from server.generation import CHALLENGER
 from server.headers import arrived
 from server.schemas import SearchParameters, SearchRequest, SearchResponse, problem_responses
 
@@ -78,7 +79,7 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
     for reason in found.degraded:
         gateway.metrics.degraded.labels(reason).inc()
     if gateway.behaviour is not None:
-        gateway.behaviour.shown(body, found)
+        gateway.behaviour.shown(body, found, _share_of(gateway, found))
     request.scope["onesearch.timings_ms"] = found.timings_ms
     request.scope["onesearch.facts"] = {
         "query": body.query,
@@ -90,6 +91,16 @@ async def _answer(body: SearchRequest, request: Request, source: str) -> Respons
         "index_version": found.index_version,
     }
     return Response(found.model_dump_json(), media_type="application/json")
+
+
+def _share_of(gateway: Gateway, answer: SearchResponse) -> float | None:
+    """The share of the units that the answer's arm has; None where there is no experiment."""
+    if gateway.rollout is None or answer.experiment is None:
+        return None
+    canary = gateway.rollout.status().canary
+    if canary is None or canary.experiment != answer.experiment:
+        return None
+    return canary.share if answer.arm == CHALLENGER else 1 - canary.share
 
 
 def _check_query(query: str, max_characters: int, place: str) -> None:

@@ -14,6 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
 
 from index.errors import ConfigError
 from server.app import create_app
@@ -29,6 +34,12 @@ from server.settings import Settings
 from server.start import start_pipeline
 
 WAIT_S = 20.0
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
 Start = Callable[..., httpx.Client]
 
 
@@ -48,10 +59,10 @@ def start(
     """`start(**settings)` → a client of a gateway over the stub, with events."""
 
     def go(**changes: Any) -> httpx.Client:
-        settings = Settings(**{"events": True, "redis_url": empty_redis.url, **changes})
+        chosen = Settings(**{"events": True, "redis_url": empty_redis.url, **changes})
         metrics, log = Metrics(), make_logger("info", log_lines)
-        behaviour = asyncio.run(start_behaviour(settings, metrics, log))
-        app = create_app(stub, settings, metrics=metrics, log=log, behaviour=behaviour)
+        behaviour = asyncio.run(start_behaviour(chosen, metrics, log))
+        app = create_app(stub, chosen, metrics=metrics, log=log, behaviour=behaviour)
         return start_server(app)
 
     return go
@@ -64,7 +75,7 @@ def searching(
     """`searching(**settings)` → the same over the real engine and the tiny generation."""
 
     def go(**changes: Any) -> httpx.Client:
-        settings = Settings(
+        chosen = Settings(
             engine_threads=1,
             beam_width=16,
             catalogue_changes=False,
@@ -74,13 +85,13 @@ def searching(
         metrics, log = Metrics(), make_logger("error", io.StringIO())
 
         async def parts() -> Any:
-            behaviour = await start_behaviour(settings, metrics, log)
+            behaviour = await start_behaviour(chosen, metrics, log)
             assert behaviour is not None
-            pipeline = await start_pipeline(settings, *tiny_pair, metrics, log, behaviour.contexts)
+            pipeline = await start_pipeline(chosen, *tiny_pair, metrics, log, behaviour.contexts)
             return behaviour, pipeline
 
         behaviour, pipeline = asyncio.run(parts())
-        app = create_app(pipeline, settings, metrics=metrics, log=log, behaviour=behaviour)
+        app = create_app(pipeline, chosen, metrics=metrics, log=log, behaviour=behaviour)
         return start_server(app)
 
     return go
@@ -257,6 +268,27 @@ def test_a_silent_redis_costs_a_search_its_budget_and_nothing_more(searching: St
         assert 'onesearch_context_reads_total{result="late"} 0.0' not in text
 
 
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_generated_events(start: Start, mode: GenerationMode):
+    """Events made from the description, legal and not: never a 5xx, always as described."""
+    client = start()
+    described = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")))
+    operation = described["/v1/events"]["POST"]
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: Any) -> None:
+        case.validate_response(case.call(), checks=CHECKS)
+
+    run()
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Generator[EmbeddedServer, None, None]:
     server = EmbeddedServer(tmp_path / "redis", find_binary())
@@ -295,10 +327,10 @@ def test_a_killed_server_has_every_event_that_was_acknowledged(
 def test_exposures_of_the_last_searches_are_written_at_the_end(
     stub: Any, empty_redis: EmbeddedServer, serve: Any
 ):
-    settings = Settings(events=True, redis_url=empty_redis.url)
+    chosen = Settings(events=True, redis_url=empty_redis.url)
     metrics, log = Metrics(), make_logger("error", io.StringIO())
-    behaviour = Behaviour(RedisConnection(empty_redis.url, 5.0), settings, metrics, log)
-    with serve(create_app(stub, settings, metrics=metrics, log=log, behaviour=behaviour)) as url:
+    behaviour = Behaviour(RedisConnection(empty_redis.url, 5.0), chosen, metrics, log)
+    with serve(create_app(stub, chosen, metrics=metrics, log=log, behaviour=behaviour)) as url:
         for _ in range(20):
             httpx.post(f"{url}/v1/search", json={"query": "desk"}, timeout=WAIT_S)
     assert len(kept(empty_redis, Log.EXPOSURES)) == 20
@@ -314,8 +346,8 @@ def test_where_there_is_no_server_program_only_who_asks_is_told(
     lines = io.StringIO()
 
     def started(**changes: Any) -> Behaviour | None:
-        settings = Settings(redis_directory=tmp_path, **changes)
-        return asyncio.run(start_behaviour(settings, Metrics(), make_logger("info", lines)))
+        chosen = Settings(redis_directory=tmp_path, **changes)
+        return asyncio.run(start_behaviour(chosen, Metrics(), make_logger("info", lines)))
 
     assert started(events=None) is None
     assert "events are not taken" in lines.getvalue()
