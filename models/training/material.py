@@ -10,7 +10,7 @@ pseudo-queries or decoder. A search's history is what its user chose before the 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from index.dataset import Dataset
 from index.text import item_text, normalise, words
 from models.training.leakage import check_leakage
-from models.training.visits import Visit, read_visits, rows_by_id
+from models.training.visits import Visit, read_choices, read_visits, rows_by_id
 
 IntArray = NDArray[np.int64]
 RELEVANT_SHARE = 0.6
@@ -31,7 +31,8 @@ class Material:
 
     item_texts, titles (tokenised), categories ("" where unknown): one entry an item row.
     known: query → ((row, weight), …), weights in (0, 1], of the training split.
-    visits: the training events as searches with history.
+    visits: the training events as searches with history. sequences: the item rows that each user
+    chose in events that training may know, oldest first.
     """
 
     item_texts: list[str]
@@ -40,6 +41,7 @@ class Material:
     popularity: NDArray[np.float64]
     known: dict[str, tuple[tuple[int, float], ...]]
     visits: list[Visit]
+    sequences: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
 
     @property
     def queries(self) -> list[str]:
@@ -85,6 +87,10 @@ def read_material(dataset: Dataset) -> Material:
         popularity=popularity,
         known={query: tuple(sorted(rows.items())) for query, rows in sorted(known.items())},
         visits=visits,
+        sequences=[
+            tuple(choice.row for choice in found)
+            for _, found in sorted(read_choices(dataset.events_before_cut(), row_of).items())
+        ],
     )
 
 

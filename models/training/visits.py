@@ -21,7 +21,7 @@ from index.dataset import Dataset
 
 CLICK_WEIGHT = 0.5
 ORDER_WEIGHT = 1.0
-MAX_HISTORY = 20
+MAX_HISTORY = 200
 _COLUMNS = ("session_id", "user_id", "query", "item_id", "kind")
 
 

@@ -8,7 +8,7 @@ from index.dataset import Dataset, write_dataset
 from index.text import words
 from models.training.build import fit_pseudo_queries
 from models.training.material import Material, read_material
-from models.training.visits import MAX_HISTORY, Visit
+from models.training.visits import Visit, read_visits
 
 ITEMS = [
     {"item_id": "a", "title": "Oak desk", "brand": "Nord", "category": ["Home", "Desks"]},
@@ -185,18 +185,19 @@ def test_history_against_brute_force(tmp_path: Path):
         wanted = {row for row, _ in visit.wanted}
         match = [e for e in expected if e[0] == visit.query and e[1] == wanted]
         assert any(set(visit.history) <= earlier for _, _, earlier in match)
-        assert any(len(visit.history) == min(len(e), MAX_HISTORY) for _, _, e in match)
+        assert any(len(visit.history) == len(e) for _, _, e in match)
         assert len(set(visit.history)) == len(visit.history)
 
 
 def test_history_keeps_the_newest_distinct_items(tmp_path: Path):
     events = [event(float(n), f"x{n}", f"q{n}", session=f"s{n}") for n in range(25)]
     events += [event(30, "x20", "again", session="t"), event(40, "a", "last", session="z")]
-    found = material(tmp_path, events=events)
-    last = found.visits[-1]
+    made = material(tmp_path, events=events)
+    assert len(made.visits[-1].history) == 25
+    last = read_visits(Dataset.open(tmp_path / "d"), "train", max_history=20)[-1]
     kept = [X + n for n in range(5, 25) if n != 20]
     assert last.history == (*kept, X + 20)
-    assert len(last.history) == MAX_HISTORY
+    assert len(last.history) == 20
 
 
 def test_browsing_is_history_and_nobody_has_none(tmp_path: Path):
