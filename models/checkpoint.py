@@ -46,8 +46,9 @@ class CheckpointSettings:
 
     `level_prior_beta`: β of the codebook prior β·⟨query embedding, centroid⟩, 0 for none.
     `snapshot_version`, `codec_id`: what its SIDs mean; a generation pairs it with a snapshot of
-    the same codec. `rescoring`: the fitted weights of index/rescoring.py as JSON. `simulated`:
-    trained on simulated behaviour. `parents`: versions of datasets and checkpoints it came from.
+    the same codec. `rescoring`: the fitted weights of index/rescoring.py as JSON. `stage`: how it
+    was trained last; `components`: the switches of each stage so far. `simulated`: trained on
+    simulated behaviour. `parents`: versions of datasets and checkpoints it came from.
     """
 
     level_sizes: tuple[int, ...]
@@ -60,6 +61,7 @@ class CheckpointSettings:
     stage: str = "initial"
     simulated: bool = False
     parents: tuple[str, ...] = ()
+    components: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         if len(self.level_sizes) != len(self.sid_offset):
@@ -134,9 +136,9 @@ class Checkpoint:
         """All tensors by Hugging Face name, memory-mapped; do not write to them."""
         return _read_tensors(self.path / WEIGHTS_FILE)
 
-    def load_model(self, *, dropout: float = 0.0) -> Qwen3:
+    def load_model(self) -> Qwen3:
         """A training module with these weights, fp32."""
-        return _model_of(self.config, self.state_dict(), dropout)
+        return _model_of(self.config, self.state_dict())
 
 
 def save_checkpoint(
@@ -174,6 +176,7 @@ def save_checkpoint(
             metrics=dict(metrics),
             layout=settings.layout.to_json(),
             stage=settings.stage,
+            components=settings.components,
             simulated=settings.simulated,
         )
     return Checkpoint.open(path, verify=False)
@@ -201,7 +204,7 @@ def start_from(directory: Path, layout: SidLayout, *, seed: int = 0) -> tuple[Qw
         if name in tensors:
             tensors[name] = _extend_rows(tensors[name], known, rows, generator)
     extended = replace(config, vocab_size=rows)
-    return _model_of(extended, tensors, 0.0), tokenizer
+    return _model_of(extended, tensors), tokenizer
 
 
 def _extend_rows(matrix: Tensor, known: int, rows: int, generator: torch.Generator) -> Tensor:
@@ -212,8 +215,8 @@ def _extend_rows(matrix: Tensor, known: int, rows: int, generator: torch.Generat
     return torch.cat((old, mean + fresh * (NEW_ROW_NOISE * deviation)))
 
 
-def _model_of(config: Qwen3Config, tensors: dict[str, Tensor], dropout: float) -> Qwen3:
-    model = Qwen3(config, dropout=dropout)
+def _model_of(config: Qwen3Config, tensors: dict[str, Tensor]) -> Qwen3:
+    model = Qwen3(config)
     if config.tie_word_embeddings:
         tensors = {**tensors, OUTPUT: tensors[EMBEDDING]}
     model.load_state_dict(tensors)

@@ -7,7 +7,9 @@ The inference twin is `decoding/native/transformer.py`; a parity test ties the t
 Rows are short (packed examples of about 64 tokens), so the arithmetic around the matrix products
 decides the speed on a CPU. Hence plain bmm–softmax–bmm attention, projections fused when they
 run, and autograd functions with hand-written backward passes for the norm, the rotation and
-SwiGLU. Under autocast everything between the products stays in the autocast type.
+SwiGLU. Under autocast everything between the products stays in the autocast type. Who needs the
+final states of some tokens only names them (`points`): of the others the last layer computes keys
+and values and nothing else.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import checkpoint
 
 from index.errors import ConfigError
+from models.dropout import Dropout
 
+_NO_DROPOUT = Dropout(0.0)
 ARCHITECTURE = "Qwen3ForCausalLM"
 MODEL_TYPE = "qwen3"
 INITIALIZER_RANGE = 0.02
@@ -109,7 +114,8 @@ class Qwen3Config:
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position, (B, 1, T, head_dim), in the computing type."""
+    """Cosine and sine of every position, (B, 1, T, head_dim), in the computing type; the first half
+    of the sines is negated."""
 
     cosine: Tensor
     sine: Tensor
@@ -118,14 +124,14 @@ class Rotation(NamedTuple):
 class Qwen3(nn.Module):
     """Decoder-only language model. `hidden` gives states, `logits` and `level_logits` read them.
 
-    `dropout` (a plain attribute, used in training mode only) falls on the embeddings and on each
-    block's two outputs; R-Drop wants it, plain fine-tuning leaves it at zero.
+    `recompute` (a plain attribute): keep only each layer's input for the backward pass and compute
+    the rest again (gradient checkpointing), a third more work for a fraction of the memory.
     """
 
-    def __init__(self, config: Qwen3Config, *, dropout: float = 0.0) -> None:
+    def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
-        self.dropout = dropout
+        self.recompute = False
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -154,25 +160,37 @@ class Qwen3(nn.Module):
         position_ids: Tensor | None = None,
         attention_bias: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        *,
+        points: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
-        """Final, normalised states (B, T, d).
+        """Final, normalised states (B, T, d); of `points` only, (B, P, d), where they are given.
 
         `token_ids` int (B, T), or `inputs_embeds` (B, T, d) in their place. `position_ids`
         (B, T), default 0…T-1. `attention_bias` (B or 1, 1, T, T): bool, true where a query (third
         axis) may see a key (fourth), or an additive float mask; default causal. A query that may
-        see nothing (padding) gets a finite state of no meaning.
+        see nothing (padding) gets a finite state of no meaning. `points` int64 (B, P): places in
+        the rows. `dropout` falls on the embeddings and on each block's two outputs.
         """
-        embeddings = self.embed(_required(token_ids)) if inputs_embeds is None else inputs_embeds
+        embeddings = inputs_embeds
+        if embeddings is None:
+            embeddings = self.model.embed_tokens(_required(token_ids))
         compute_type = _compute_type(embeddings)
         _, length, _ = embeddings.shape
         if position_ids is None:
             position_ids = torch.arange(length, device=embeddings.device)[None]
         rotation = self._rotation(position_ids, compute_type)
         bias = _additive(attention_bias, length, compute_type, embeddings.device)
-        probability = self.dropout if self.training else 0.0
-        state = _drop(embeddings.to(compute_type), probability)
-        for layer in self.model.layers:
-            state = cast(DecoderLayer, layer)(state, rotation, bias, probability)
+        drop = dropout or _NO_DROPOUT
+        state = drop(embeddings.to(compute_type), 0)
+        last = len(self.model.layers) - 1
+        for number, layer in enumerate(self.model.layers):
+            wanted = points if number == last else None
+            arguments = (state, rotation, bias, drop, number, wanted)
+            if self.recompute and torch.is_grad_enabled():
+                state = cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False))
+            else:
+                state = cast(DecoderLayer, layer)(*arguments)
         return self.model.norm(state)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -192,8 +210,8 @@ class Qwen3(nn.Module):
         exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device).float()
         frequencies = config.rope_theta ** (-exponents / config.head_dim)
         angles = position_ids[:, None, :, None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return Rotation(angles.cos().to(compute_type), angles.sin().to(compute_type))
+        cosine, sine = angles.cos().to(compute_type), angles.sin().to(compute_type)
+        return Rotation(torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1))
 
 
 class Backbone(nn.Module):
@@ -217,11 +235,19 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGlu(config)
 
     def forward(
-        self, state: Tensor, rotation: Rotation, bias: Tensor, probability: float
+        self,
+        state: Tensor,
+        rotation: Rotation,
+        bias: Tensor,
+        drop: Dropout,
+        number: int,
+        points: Tensor | None,
     ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(state), rotation, bias)
-        state = state + _drop(attended, probability)
-        return state + _drop(self.mlp(self.post_attention_layernorm(state)), probability)
+        attended = self.self_attn(self.input_layernorm(state), rotation, bias, points)
+        if points is not None:
+            state = _at(state, points)
+        state = state + drop(attended, 2 * number + 1)
+        return state + drop(self.mlp(self.post_attention_layernorm(state)), 2 * number + 2)
 
 
 class Attention(nn.Module):
@@ -239,23 +265,42 @@ class Attention(nn.Module):
         self.q_norm = RmsNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = RmsNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, state: Tensor, rotation: Rotation, bias: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, rotation: Rotation, bias: Tensor, points: Tensor | None = None
+    ) -> Tensor:
         batch, length, _ = state.shape
-        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
-        projected = functional.linear(state, weight).view(batch, length, -1, self.head_dim)
-        query, key, value = projected.split((self.heads, self.key_heads, self.key_heads), dim=2)
-        query = _rotate(self.q_norm(query).transpose(1, 2), rotation)
+        asking = length if points is None else points.shape[1]
+        query, key, value = self._project(state, points)
+        asked = rotation if points is None else _rotation_at(rotation, points)
+        # The scores' 1/√D rides on the norm's weight.
+        query = self.q_norm(query, self.head_dim**-0.5)
+        query = _rotate(query.transpose(1, 2), asked)
         key = _rotate(self.k_norm(key).transpose(1, 2), rotation)
         group = self.heads // self.key_heads
         # Query heads of one group lie beside their key head: fold them into its rows.
-        query = query.reshape(batch * self.key_heads, group * length, self.head_dim)
+        query = query.reshape(batch * self.key_heads, group * asking, self.head_dim)
         key = key.reshape(batch * self.key_heads, length, self.head_dim)
         value = value.transpose(1, 2).reshape(batch * self.key_heads, length, self.head_dim)
-        scores = torch.bmm(query * self.head_dim**-0.5, key.transpose(1, 2))
-        scores = scores.view(batch, self.heads, length, length).add_(bias)
+        scores = torch.bmm(query, key.transpose(1, 2))
+        allowed = bias if points is None else _bias_at(bias, points)
+        scores = scores.view(batch, self.heads, asking, length).add_(allowed)
         weights = torch.softmax(scores, dim=-1).view(batch * self.key_heads, -1, length)
-        mixed = torch.bmm(weights, value).view(batch, self.heads, length, self.head_dim)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        mixed = torch.bmm(weights, value).view(batch, self.heads, asking, self.head_dim)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, asking, -1))
+
+    def _project(self, state: Tensor, points: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T or P, H, D) of the points, keys and values (B, T, C, D) of all."""
+        batch, length, _ = state.shape
+        if points is not None:
+            weight = torch.cat((self.k_proj.weight, self.v_proj.weight))
+            both = functional.linear(state, weight).view(batch, length, -1, self.head_dim)
+            query = self.q_proj(_at(state, points)).view(batch, -1, self.heads, self.head_dim)
+            key, value = both.split(self.key_heads, dim=2)
+            return query, key, value
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        projected = functional.linear(state, weight).view(batch, length, -1, self.head_dim)
+        query, key, value = projected.split((self.heads, self.key_heads, self.key_heads), dim=2)
+        return query, key, value
 
 
 class SwiGlu(nn.Module):
@@ -274,18 +319,19 @@ class SwiGlu(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """x / √(mean x² + ε) · weight over the last axis."""
+    """x / √(mean x² + ε) · weight · scale over the last axis."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
 
-    def forward(self, state: Tensor) -> Tensor:
+    def forward(self, state: Tensor, scale: float = 1.0) -> Tensor:
+        weight = self.weight if scale == 1.0 else self.weight * scale
         if state.is_cuda:  # There the norm is one kernel, forward and backward.
-            weight = self.weight.to(state.dtype)
-            return functional.rms_norm(state, weight.shape, weight, self.epsilon)
-        return cast(Tensor, _RmsNormalise.apply(state, self.weight, self.epsilon))
+            narrow = weight.to(state.dtype)
+            return functional.rms_norm(state, narrow.shape, narrow, self.epsilon)
+        return cast(Tensor, _RmsNormalise.apply(state, weight, self.epsilon))
 
 
 class _RmsNormalise(torch.autograd.Function):
@@ -352,9 +398,9 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(state: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:
     half = state.shape[-1] // 2
-    turned = torch.cat((state[..., half:].neg(), state[..., :half]), dim=-1)
+    turned = torch.cat((state[..., half:], state[..., :half]), dim=-1)
     turned.mul_(sine if sign > 0 else -sine)
-    return turned.add_(state * cosine)
+    return turned.addcmul_(state, cosine)
 
 
 def _rotate(state: Tensor, rotation: Rotation) -> Tensor:
@@ -381,8 +427,23 @@ def _additive(
     return bias.to(compute_type)
 
 
-def _drop(state: Tensor, probability: float) -> Tensor:
-    return functional.dropout(state, probability) if probability else state
+def _at(state: Tensor, points: Tensor) -> Tensor:
+    """(B, T, d) → (B, P, d): the states at `points`."""
+    batch, length, width = state.shape
+    first = torch.arange(batch, device=points.device)[:, None] * length
+    flat = state.reshape(-1, width).index_select(0, (points + first).flatten())
+    return flat.view(batch, -1, width)
+
+
+def _rotation_at(rotation: Rotation, points: Tensor) -> Rotation:
+    def take(table: Tensor) -> Tensor:
+        return _at(table[:, 0].expand(len(points), -1, -1), points)[:, None]
+
+    return Rotation(take(rotation.cosine), take(rotation.sine))
+
+
+def _bias_at(bias: Tensor, points: Tensor) -> Tensor:
+    return _at(bias[:, 0].expand(len(points), -1, -1), points)[:, None]
 
 
 def _required(token_ids: Tensor | None) -> Tensor:

@@ -31,13 +31,14 @@ _ops: Any = torch.ops  # Operators are found by name at run time.
 class Product:
     """x (rows, in) → x·Wᵀ (rows, out), for one matrix W (out, in) on the CPU.
 
-    Keeps a copy of W in another layout where that is faster. Safe to use from several threads.
+    Keeps a copy of W in another layout where that is faster; never where results must repeat to
+    the bit from process to process (`measured` False). Safe to use from several threads.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, measured: bool = True) -> None:
         self._weight = weight
         self._packed: Tensor | None = None
-        if _packing_pays(weight.dtype, weight.shape[1]):
+        if measured and _packing_pays(weight.dtype, weight.shape[1]):
             self._packed = _pack(weight)
 
     def __call__(self, rows: Tensor) -> Tensor:

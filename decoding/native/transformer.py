@@ -12,6 +12,7 @@ Shapes: Q prompts, T longest prompt, H heads, C key heads, G = H / C, D head_dim
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -43,18 +44,21 @@ from decoding.weights import DecoderWeights, LayerWeights
 class _Layer:
     """One layer's products, and its norms in float32."""
 
-    def __init__(self, weights: LayerWeights, query_rows: int, heads: int) -> None:
-        self.qkv = Product(weights.qkv)
-        self.attention_output = Product(weights.attention_output)
-        self.gate_up = Product(weights.gate_up)
-        self.down = Product(weights.down)
+    def __init__(
+        self, weights: LayerWeights, query_rows: int, heads: int, *, measured: bool
+    ) -> None:
+        product = partial(Product, measured=measured)
+        self.qkv = product(weights.qkv)
+        self.attention_output = product(weights.attention_output)
+        self.gate_up = product(weights.gate_up)
+        self.down = product(weights.down)
         self.attention_norm = weights.attention_norm.float().numpy()
         self.mlp_norm = weights.mlp_norm.float().numpy()
         halves = weights.qk_norm.float().numpy().reshape(len(weights.qk_norm), 2, -1)
         self.query_norm, self.key_norm = halves[:heads], halves[heads:]
         # The last layer's states of a prompt serve its keys and values only, but for the last one.
-        self.query = Product(weights.qkv[:query_rows].contiguous())
-        self.key_value = Product(weights.qkv[query_rows:].contiguous())
+        self.query = product(weights.qkv[:query_rows].contiguous())
+        self.key_value = product(weights.qkv[query_rows:].contiguous())
 
 
 class _Generated(NamedTuple):
@@ -66,17 +70,23 @@ class _Generated(NamedTuple):
 
 
 class Decoder:
-    """Stateless but for its weights, which are on the CPU; safe to use from several threads."""
+    """Stateless but for its weights, which are on the CPU; safe to use from several threads.
 
-    def __init__(self, weights: DecoderWeights) -> None:
+    `measured` False: products as torch does them, so that results repeat from process to process.
+    """
+
+    def __init__(self, weights: DecoderWeights, *, measured: bool = True) -> None:
         assert weights.device.type == "cpu"
         self.weights = weights
         self.shape = weights.shape
         self.dtype = weights.embedding.dtype
         query_rows = self.shape.heads * self.shape.head_dim
-        self._layers = [_Layer(layer, query_rows, self.shape.heads) for layer in weights.layers]
+        self._layers = [
+            _Layer(layer, query_rows, self.shape.heads, measured=measured)
+            for layer in weights.layers
+        ]
         self._final_norm = weights.final_norm.float().numpy()
-        self._level_output = [Product(output) for output in weights.level_output]
+        self._level_output = [Product(output, measured=measured) for output in weights.level_output]
         self._cosine, self._sine = self._rotations()
 
     def prefill(self, prompts: Sequence[NDArray[np.int32]]) -> tuple[ContextKV, Tensor]:

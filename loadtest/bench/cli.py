@@ -34,6 +34,7 @@ BENCHES = {
     "parity": Bench("loadtest.bench.parity", "vLLM's engine beside ours: answers, speed"),
     "keywords": Bench("loadtest.bench.keywords", "keywords in searches, and their queue"),
     "swaps": Bench("loadtest.bench.swaps", "generations swapped and rolled back under load"),
+    "train": Bench("loadtest.bench.train", "training steps, each loss beside plain fine-tuning"),
     "overload": Bench("loadtest.bench.overload", "more requests than the machine can answer"),
 }
 WIDTH = 150

@@ -1,12 +1,15 @@
-"""The examples of supervised fine-tuning, stage by stage (METHOD §3, the V1 row: no CoT tasks).
+"""The examples of supervised fine-tuning, stage by stage (METHOD §3).
 
-    stage 1  semantic alignment   query → SID, title → SID, SID → title, any → category
+    stage 1  semantic alignment   query → SID, title → SID, SID → title, any → category;
+                                  with keywords: the four tasks of thoughts.py
     stage 2  co-occurrence        SID_q → SID, query → title, title → query
-    stage 3  search               the full student prompt → SID
+    stage 3  search               the full student prompt → SID; with keywords: a share of the
+                                  prompts has them, as a teacher or a keyword-reading server needs
 
 A *chunk* is a few thousand examples and a pure function of (seed, chunk number): pseudo-queries of
 random items mixed with training queries and, where the data has them, real searches with the
-user's history. SID targets come from the teacher and from what people did.
+user's history. SID targets come from the teacher and from what people did. A keyword file that
+brings pseudo-queries of its own replaces the freshly sampled ones of stage 3.
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.errors import ConfigError
 from index.snapshot import Snapshot
 from models.prompt import PromptBuilder, prompt_text
 from models.query import nearest_codes
 from models.tokenizer import CATEGORY, ITEM, QUERY, SID, TITLE, Tokenizer
-from models.training.examples import ExampleSet
+from models.training.example_set import ExampleSet, join, written
+from models.training.keyword_table import KeywordTable, Terms
 from models.training.material import Material
+from models.training.next_item import NextItems
 from models.training.pseudo_queries import PseudoQueryModel
 from models.training.teacher import Teacher
+from models.training.thoughts import TASKS, Thoughts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -33,12 +40,22 @@ MAX_TEXT_TOKENS = 20
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Shares of the curriculum. `stage_shares` of all steps; the rest of a stage's examples."""
+    """Shares of the curriculum. `stage_shares` of all steps; the rest of a stage's examples.
+
+    `next_item_share`: of stage 3, sequences of users without a query (`next_item`).
+    What follows it counts only where there is a keyword file. `thought_share`: of
+    stage 1, in equal parts for `thought_tasks`, () for none. `keyword_share`: of the stage 3
+    prompts whose query has keywords, those that show them.
+    """
 
     stage_shares: tuple[float, float, float] = (0.08, 0.07, 0.85)
     pseudo_share: float = 0.7
     visit_share_of_real: float = 0.7
     history_dropout: float = 0.2
+    next_item_share: float = 0.0
+    thought_share: float = 0.4
+    thought_tasks: tuple[str, ...] = TASKS
+    keyword_share: float = 0.5
 
     def stage_of(self, progress: float) -> int:
         """Stage (1, 2, 3) at a share of the training done."""
@@ -48,11 +65,23 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """Queries with what is known of them, before prompts are made."""
+    """Queries with what is known of them, before prompts are made: per query the wanted rows with
+    weights, the user's rows before, and keywords."""
 
     texts: list[str]
     known: list[tuple[tuple[int, float], ...]]
     histories: list[tuple[int, ...]]
+    keywords: list[Terms]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Students with their teachers: `examples` without keywords, and of those that `has_keywords`
+    (N,) the same prompt with them; the prompts of the others are the student's."""
+
+    examples: ExampleSet
+    teacher_prompts: list[list[int]]
+    has_keywords: NDArray[np.bool_]
 
 
 class Curriculum:
@@ -69,6 +98,7 @@ class Curriculum:
         mixture: Mixture,
         chunk_examples: int,
         seed: int,
+        keywords: KeywordTable | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._material = material
@@ -85,6 +115,22 @@ class Curriculum:
         self._category_tokens = [ids[:MAX_TEXT_TOKENS] for ids in self._encode(material.categories)]
         self._queries = material.queries
         self._real_visits = [visit for visit in material.visits if visit.wanted]
+        self._next_items = NextItems(
+            material.sequences, self._codes_of_row, prompts, snapshot.codec.dimension
+        )
+        self._keywords = keywords
+        self._derived = self._derived_of(keywords) if keywords is not None else []
+        self._thoughts: Thoughts | None = None
+        if keywords is not None and mixture.thought_tasks and mixture.thought_share > 0:
+            self._thoughts = Thoughts(
+                snapshot,
+                prompts,
+                keywords,
+                material.queries,
+                self._real_visits,
+                self._codes_of_row,
+                mixture.thought_tasks,
+            )
 
     def chunk(self, number: int, stage: int) -> ExampleSet:
         """Examples of chunk `number` in `stage`."""
@@ -95,37 +141,93 @@ class Curriculum:
             case 2:
                 return self._co_occurrence(random)
             case _:
-                asked = self._ask(random, self._chunk_examples, with_history=True)
-                return self._search(asked, random)
+                return self._search(random)
+
+    def pairs(self, number: int) -> Pairs:
+        """Chunk `number` of stage 3 as students and teachers. Raises ConfigError without keywords
+        for any of them."""
+        random = np.random.default_rng([self._seed, 3, number])
+        asked = self._ask(random, self._chunk_examples, with_history=True, derived=True)
+        has_keywords = np.array([bool(terms) for terms in asked.keywords])
+        if not has_keywords.any():
+            raise ConfigError(
+                "no query of the training split has keywords; nothing can be distilled"
+            )
+        embeddings = self._snapshot.embed_queries(asked.texts)
+        none = np.zeros(len(asked.texts), np.bool_)
+        examples = self._taught(self._prompts_of(asked, embeddings, none), asked, embeddings)
+        return Pairs(examples, self._prompts_of(asked, embeddings, has_keywords), has_keywords)
+
+    def _derived_of(self, keywords: KeywordTable) -> list[tuple[str, int]]:
+        """The file's pseudo-queries as (query, item row)."""
+        names = [item for _, item in keywords.derived]
+        rows = self._snapshot.items.rows_of(names)
+        return [
+            (query, int(row))
+            for (query, _), row in zip(keywords.derived, rows, strict=True)
+            if row >= 0
+        ]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.encode_batch([prompt_text(text) for text in texts])
 
-    def _ask(self, random: np.random.Generator, count: int, *, with_history: bool) -> Asked:
-        """Pseudo-queries, training queries and searches of users, in the mixture's shares."""
+    def _ask(
+        self,
+        random: np.random.Generator,
+        count: int,
+        *,
+        with_history: bool,
+        derived: bool = False,
+    ) -> Asked:
+        """Pseudo-queries, training queries and searches of users, in the mixture's shares.
+        `derived`: take pseudo-queries of the keyword file, if it has any."""
         material, mixture = self._material, self._mixture
         real = int(count * (1 - mixture.pseudo_share)) if self._queries else 0
         visits = int(real * mixture.visit_share_of_real) if self._real_visits else 0
-        rows = random.integers(len(material.titles), size=count - real)
-        texts = self._pseudo_queries.sample([material.titles[row] for row in rows], random)
-        known: list[tuple[tuple[int, float], ...]] = [((int(row), 1.0),) for row in rows]
+        if derived and self._derived:
+            places = random.integers(len(self._derived), size=count - real)
+            texts = [self._derived[place][0] for place in places]
+            rows = [self._derived[place][1] for place in places]
+        else:
+            rows = random.integers(len(material.titles), size=count - real).tolist()
+            texts = self._pseudo_queries.sample([material.titles[row] for row in rows], random)
+        known: list[tuple[tuple[int, float], ...]] = [((row, 1.0),) for row in rows]
         histories: list[tuple[int, ...]] = [() for _ in rows]
+        users: list[str | None] = [None] * len(rows)
         for index in random.integers(max(len(self._queries), 1), size=real - visits).tolist():
             query = self._queries[index]
             texts.append(query)
             known.append(material.known[query])
             histories.append(())
+            users.append(None)
         for index in random.integers(max(len(self._real_visits), 1), size=visits).tolist():
             visit = self._real_visits[index]
             texts.append(visit.query)
             known.append(visit.wanted)
             keep = with_history and random.random() >= mixture.history_dropout
             histories.append(visit.history if keep else ())
-        return Asked(texts, known, histories)
+            users.append(visit.user if keep else None)
+        table = self._keywords
+        keywords: list[Terms] = [()] * len(texts)
+        if table is not None:
+            keywords = [table.of(text, user) for text, user in zip(texts, users, strict=True)]
+        return Asked(texts, known, histories, keywords)
 
-    def _search(self, asked: Asked, random: np.random.Generator) -> ExampleSet:
-        """Stage 3: full student prompts with taught SID distributions."""
+    def _search(self, random: np.random.Generator) -> ExampleSet:
+        """Stage 3: full prompts with taught SID distributions."""
+        share = self._mixture.keyword_share if self._keywords is not None else 0.0
+        count = self._chunk_examples
+        following = int(count * self._mixture.next_item_share) if len(self._next_items) else 0
+        asked = self._ask(random, count - following, with_history=True, derived=share > 0)
+        shown = random.random(len(asked.texts)) < share
         embeddings = self._snapshot.embed_queries(asked.texts)
+        found = self._taught(self._prompts_of(asked, embeddings, shown), asked, embeddings)
+        return join([found, self._next_items.draw(following, random)]) if following else found
+
+    def _prompts_of(
+        self, asked: Asked, embeddings: FloatArray, shown: NDArray[np.bool_]
+    ) -> list[list[int]]:
+        """The serving prompts, with the keywords of those that are `shown` (N,)."""
         sids = self._snapshot.codec.encode(embeddings)
         nearest = nearest_codes(
             embeddings,
@@ -133,19 +235,21 @@ class Curriculum:
             self._prompts.settings.query_code_count,
         )
         tokens = self._encode(asked.texts)
-        prompts = [
-            self._prompts.student(
+        return [
+            self._prompts.teacher(
                 tokens[i],
+                self._prompts.keyword_tokens(asked.keywords[i]) if shown[i] else (),
                 sids[i],
                 [self._codes_of_row[row] for row in asked.histories[i]],
                 query_codes=nearest[i],
             ).tolist()
             for i in range(len(tokens))
         ]
-        return self._taught(prompts, asked, embeddings)
 
     def _semantic_alignment(self, random: np.random.Generator) -> ExampleSet:
         count = self._chunk_examples
+        thoughts = int(count * self._mixture.thought_share) if self._thoughts is not None else 0
+        count -= thoughts
         categories = any(self._category_tokens)
         shares = (0.4, 0.25, 0.15, 0.2) if categories else (0.5, 0.3, 0.2, 0.0)
         n_query, n_title, n_write, n_category = (int(count * share) for share in shares)
@@ -168,7 +272,9 @@ class Curriculum:
         parts = [from_query, from_title, write]
         if n_category:
             parts.append(self._categories(category_rows, random))
-        return _join(parts)
+        if self._thoughts is not None and thoughts:
+            parts.append(self._thoughts.examples(thoughts, random))
+        return join(parts)
 
     def _categories(self, rows: IntArray, random: np.random.Generator) -> ExampleSet:
         """query | title | SID → category."""
@@ -207,7 +313,7 @@ class Curriculum:
             first, second = (QUERY, TITLE) if i % 2 else (TITLE, QUERY)
             prompts.append([marker[first], *(query if i % 2 else title), marker[second]])
             texts.append(title if i % 2 else query)
-        return _join([between, self._written(prompts, texts)])
+        return join([between, self._written(prompts, texts)])
 
     def _taught(self, prompts: list[list[int]], asked: Asked, embeddings: FloatArray) -> ExampleSet:
         taught = self._teacher.teach(asked.texts, embeddings, asked.known)
@@ -226,37 +332,12 @@ class Curriculum:
         return ExampleSet(prompts, codes, weights, [()] * len(prompts), self._no_query(len(rows)))
 
     def _written(self, prompts: list[list[int]], texts: Sequence[Sequence[int]]) -> ExampleSet:
+        ended = [[*text, self._tokenizer.end] for text in texts]
         levels = self._codes_of_row.shape[1]
-        return ExampleSet(
-            prompts,
-            np.zeros((len(prompts), 1, levels), np.int32),
-            np.zeros((len(prompts), 1), np.float32),
-            [[*text, self._tokenizer.end] for text in texts],
-            self._no_query(len(prompts)),
-        )
+        return written(prompts, ended, levels, self._snapshot.codec.dimension)
 
     def _no_query(self, count: int) -> FloatArray:
         return np.zeros((count, self._snapshot.codec.dimension), np.float32)
 
     def _sid(self, row: int) -> list[int]:
         return self._tokenizer.sid_tokens(self._codes_of_row[row].tolist())
-
-
-def _join(parts: Sequence[ExampleSet]) -> ExampleSet:
-    """One set of several; narrower target lists are padded with weight 0."""
-    width = max(part.target_weights.shape[1] for part in parts)
-    codes = [
-        np.pad(part.target_codes, ((0, 0), (0, width - part.target_codes.shape[1]), (0, 0)))
-        for part in parts
-    ]
-    weights = [
-        np.pad(part.target_weights, ((0, 0), (0, width - part.target_weights.shape[1])))
-        for part in parts
-    ]
-    return ExampleSet(
-        [prompt for part in parts for prompt in part.prompts],
-        np.concatenate(codes),
-        np.concatenate(weights),
-        [text for part in parts for text in part.texts],
-        np.concatenate([part.embeddings for part in parts]),
-    )

@@ -1,4 +1,4 @@
-"""Training examples as arrays, and packed batches of them.
+"""Packed batches of training examples.
 
 An example is a prompt (token ids) with either a set of weighted target SIDs or a text to write.
 SID examples are *soft*: at level l the target is the distribution of the target SIDs' l-th codes
@@ -10,7 +10,8 @@ its P sampled SID paths sees the prompt and itself, not the other paths:
     row:      [ prompt | path 1 | path 2 ][ prompt | path 1 | path 2 ] … padding
     visible:  same example, not later, and (key in the prompt or on the same path)
 
-Level 1 is predicted once an example (all paths share that point), level l > 1 once a path.
+Level 1 is predicted once an example (all paths share that point), level l > 1 once a path. Places
+where anything is predicted are the rows' *points*: only their final states are needed.
 """
 
 from __future__ import annotations
@@ -23,36 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
+from models.training.example_set import ExampleSet
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExampleSet:
-    """N examples.
-
-    prompts: N arrays of token ids. target_codes int32 (N, T, L) and target_weights float32 (N, T)
-    (rows sum to 1; all zero for a text example). texts: N arrays, the tokens to write after the
-    prompt (empty for a SID example). embeddings float32 (N, d): query vectors for the codebook
-    prior (zero where the example has none).
-    """
-
-    prompts: Sequence[Sequence[int]]
-    target_codes: NDArray[np.int32]
-    target_weights: FloatArray
-    texts: Sequence[Sequence[int]]
-    embeddings: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def longest(self, path_tokens: int) -> int:
-        """Tokens of the longest example, `path_tokens` for the paths of a SID example."""
-        return max(
-            len(prompt) + max(len(text) - 1, path_tokens)
-            for prompt, text in zip(self.prompts, self.texts, strict=True)
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,16 +47,28 @@ class LevelTargets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedBatch:
-    """Rows (R, T): token and position ids, attention mask bool (R, 1, T, T), and targets."""
+    """Rows (R, T): token and position ids, attention mask bool (R, 1, T, T), and targets.
+
+    segment (R, T): which example a token belongs to, -1 for padding. points (R, P): the places in
+    each row where something is predicted, filled up with 0. slot (R·T,): where a position's state
+    is among the R·P states of the points.
+    """
 
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     mask: torch.Tensor
+    segment: torch.Tensor
+    points: torch.Tensor
+    slot: torch.Tensor
     levels: tuple[LevelTargets, ...]
     text_position: torch.Tensor
     text_target: torch.Tensor
     embeddings: torch.Tensor
     examples: int
+
+    def states(self, hidden: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """(n, d): states at flattened positions (n,), of the points' states `hidden` (R, P, d)."""
+        return hidden.flatten(0, 1).index_select(0, self.slot[position])
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on another device; itself where it is there already."""
@@ -91,6 +78,9 @@ class PackedBatch:
             self.token_ids.to(device),
             self.position_ids.to(device),
             self.mask.to(device),
+            self.segment.to(device),
+            self.points.to(device),
+            self.slot.to(device),
             tuple(level.to(device) for level in self.levels),
             self.text_position.to(device),
             self.text_target.to(device),
@@ -114,17 +104,44 @@ def pack(
     An example longer than a row loses the oldest part of its prompt. Raises ConfigError when a row
     has no room for what follows the prompt.
     """
-    levels = len(level_sizes)
+    drawn = draw_paths(examples.target_weights[chosen], paths, random)
+    return pack_paths(
+        examples,
+        chosen,
+        drawn,
+        level_sizes=level_sizes,
+        sid_offset=sid_offset,
+        row_length=row_length,
+    )
+
+
+def pack_paths(
+    examples: ExampleSet,
+    chosen: IntArray,
+    drawn: IntArray,
+    *,
+    level_sizes: Sequence[int],
+    sid_offset: Sequence[int],
+    row_length: int,
+    with_targets: bool = True,
+) -> PackedBatch:
+    """`pack` with given paths: `drawn` int64 (n, P), which target each path of an example follows.
+
+    Without targets the levels' `target` has no columns.
+    """
     weights = examples.target_weights[chosen]
     codes = examples.target_codes[chosen]
     is_sid = weights.sum(axis=1) > 0
-    path_targets = _draw_paths(weights, paths, random)
-    path_codes = codes[np.arange(len(chosen))[:, None], path_targets]
+    path_codes = codes[np.arange(len(chosen))[:, None], drawn]
     layout = _lay_out(examples, chosen, is_sid, path_codes, sid_offset, row_length)
     level_targets = tuple(
-        _level_targets(level, codes, weights, path_codes, is_sid, layout, level_sizes)
-        for level in range(levels)
+        _level_targets(
+            level, codes, weights, path_codes, is_sid, layout, size if with_targets else 0
+        )
+        for level, size in enumerate(level_sizes)
     )
+    used = [level.position.numpy() for level in level_targets]
+    points, slot = _points(np.concatenate([*used, layout.text_position]), layout.tokens.shape)
     segment = torch.from_numpy(layout.segment)
     path = torch.from_numpy(layout.path)
     same = (segment[:, :, None] == segment[:, None, :]) & (segment[:, :, None] >= 0)
@@ -136,6 +153,9 @@ def pack(
         token_ids=torch.from_numpy(layout.tokens),
         position_ids=torch.from_numpy(layout.positions),
         mask=((same & own & causal) | diagonal)[:, None],
+        segment=segment,
+        points=torch.from_numpy(points),
+        slot=torch.from_numpy(slot),
         levels=level_targets,
         text_position=torch.from_numpy(layout.text_position),
         text_target=torch.from_numpy(layout.text_target),
@@ -159,7 +179,7 @@ class _Layout:
     text_target: IntArray
 
 
-def _draw_paths(weights: FloatArray, paths: int, random: np.random.Generator) -> NDArray[np.int64]:
+def draw_paths(weights: FloatArray, paths: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Target indices (n, P), drawn with replacement by weight (any where an example has none)."""
     cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
     total = cumulative[:, -1:]
@@ -237,6 +257,20 @@ def _lay_out(
     )
 
 
+def _points(position: IntArray, shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """`points` and `slot` of a batch whose flattened `position`s are wanted."""
+    rows, length = shape
+    used = np.unique(position)
+    row, place = np.divmod(used, length)
+    counts = np.bincount(row, minlength=rows)
+    number = np.arange(len(used)) - np.repeat(np.cumsum(counts) - counts, counts)
+    points = np.zeros((rows, max(1, int(counts.max(initial=0)))), np.int64)
+    points[row, number] = place
+    slot = np.zeros(rows * length, np.int64)
+    slot[used] = row * points.shape[1] + number
+    return points, slot
+
+
 def _level_targets(
     level: int,
     codes: NDArray[np.int32],
@@ -244,24 +278,25 @@ def _level_targets(
     path_codes: NDArray[np.int32],
     is_sid: NDArray[np.bool_],
     layout: _Layout,
-    level_sizes: Sequence[int],
+    size: int,
 ) -> LevelTargets:
-    """Soft targets of one level. Source: chain rule on the example's SID distribution."""
+    """Soft targets of one level of `size` codes; 0 for positions only. Source: chain rule on the
+    example's SID distribution."""
     sid_examples = np.flatnonzero(is_sid)
+    paths = path_codes.shape[1] if level else 1
+    example = np.repeat(sid_examples, paths)
+    path = np.tile(np.arange(paths), len(sid_examples))
     if level == 0:
-        example = sid_examples
         position = layout.prompt_end[example]
-        share = weights[example]
     else:
-        paths = path_codes.shape[1]
-        example = np.repeat(sid_examples, paths)
-        path = np.tile(np.arange(paths), len(sid_examples))
         position = layout.path_start[example, path] + level - 1
-        prefix = path_codes[example, path, :level]
-        matches = (codes[example, :, :level] == prefix[:, None, :]).all(axis=2)
-        share = weights[example] * matches
+    target = torch.zeros(len(example), size)
+    if not size:
+        return LevelTargets(torch.from_numpy(position), target, torch.from_numpy(example))
+    prefix = path_codes[example, path, :level]
+    matches = (codes[example, :, :level] == prefix[:, None, :]).all(axis=2)
+    share = weights[example] * matches
     share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
-    target = torch.zeros(len(example), level_sizes[level])
     target.scatter_add_(
         1,
         torch.from_numpy(codes[example, :, level].astype(np.int64)),

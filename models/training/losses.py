@@ -24,7 +24,7 @@ def soft_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
     """Mean of −Σ_k target·log softmax(logits). Shapes (n, K); returns a scalar (0 for n = 0)."""
     if len(logits) == 0:
         return logits.sum()
-    return -(target * functional.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
+    return -(target * functional.log_softmax(_exact(logits), dim=-1)).sum(dim=-1).mean()
 
 
 def focal_loss(
@@ -40,7 +40,7 @@ def focal_loss(
     """
     if len(logits) == 0:
         return logits.sum()
-    log_p = functional.log_softmax(logits.float(), dim=-1)
+    log_p = functional.log_softmax(_exact(logits), dim=-1)
     missing = -torch.expm1(log_p)
     return -(weight * target * missing.pow(gamma) * log_p).sum(dim=-1).mean()
 
@@ -51,8 +51,8 @@ def forward_kl(
     """KL(teacher ‖ student) of logits (n, K), times τ²; a scalar. The teacher gets no gradient."""
     if len(student) == 0:
         return student.sum()
-    log_t = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
-    log_s = functional.log_softmax(student.float() / temperature, dim=-1)
+    log_t = functional.log_softmax(_exact(teacher.detach()) / temperature, dim=-1)
+    log_s = functional.log_softmax(_exact(student) / temperature, dim=-1)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(dim=-1).mean()
 
 
@@ -60,8 +60,8 @@ def symmetric_kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """R-Drop's term of two passes' logits (n, K); a scalar. Both get the gradient."""
     if len(first) == 0:
         return first.sum() + second.sum()
-    log_p = functional.log_softmax(first.float(), dim=-1)
-    log_q = functional.log_softmax(second.float(), dim=-1)
+    log_p = functional.log_softmax(_exact(first), dim=-1)
+    log_q = functional.log_softmax(_exact(second), dim=-1)
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1).mean()
 
 
@@ -88,4 +88,9 @@ def text_loss(
     """Cross-entropy over the vocabulary at text positions. hidden (n, d), target int64 (n,)."""
     if len(hidden) == 0:
         return hidden.sum()
-    return functional.cross_entropy(functional.linear(hidden, output_matrix).float(), target)
+    return functional.cross_entropy(_exact(functional.linear(hidden, output_matrix)), target)
+
+
+def _exact(logits: torch.Tensor) -> torch.Tensor:
+    """In single precision at least: sums over a codebook lose too much in half."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

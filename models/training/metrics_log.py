@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from models.training.sft import Progress
+from models.training.loop import Progress
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -42,12 +42,13 @@ class MetricsLog:
             "loss": step.loss,
             "examples_per_s": round(step.examples_per_s, 1),
             "learning_rate": step.learning_rate,
+            **step.measures,
             "time": round(time.time(), 3),
         }
         self._file.write(json.dumps(facts) + "\n")
         self._file.flush()
         if self._writer is not None:
-            for name in ("loss", "examples_per_s", "learning_rate"):
+            for name in ("loss", "examples_per_s", "learning_rate", *step.measures):
                 self._writer.add_scalar(name, facts[name], step.step)
 
     def __exit__(

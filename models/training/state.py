@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from index import artifact
 from index.errors import ArtifactError
+from models.training.parallel import like, this_process, whole
 
 KIND = "training_state"
 
@@ -38,17 +40,26 @@ def state_path(checkpoint: Path) -> Path:
 
 
 def save(
-    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, counters: Counters
+    path: Path,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    counters: Counters,
+    others: Mapping[str, torch.nn.Module] | None = None,
 ) -> None:
-    """Write the state atomically, replacing the previous one."""
+    """Write the state atomically, replacing the previous one. `others`: further modules, by a name
+    without dots, whose parameters belong to it."""
     tensors: dict[str, torch.Tensor] = {
-        f"model.{name}": value for name, value in _parameters(model).items()
+        f"{prefix}.{name}": value
+        for prefix, module in {"model": model, **(others or {})}.items()
+        for name, value in _parameters(module).items()
     }
     for name, parameter in _parameters(model).items():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{key}.{name}"] = cast(torch.Tensor, value)
+    plain = {key: whole(value.detach()).clone().contiguous() for key, value in tensors.items()}
+    if not this_process().first:
+        return
     with artifact.create(path, KIND, overwrite=True) as draft:
-        plain = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
         save_file(plain, draft.path / "state.safetensors")
         facts = {
             "step": counters.step,
@@ -59,9 +70,13 @@ def save(
 
 
 def load(
-    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, fingerprint: str
+    path: Path,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    fingerprint: str,
+    others: Mapping[str, torch.nn.Module] | None = None,
 ) -> Counters | None:
-    """Restore model and optimiser in place; None when there is no state.
+    """Restore model, optimiser and `others` in place; None when there is no state.
 
     Raises ArtifactError when the state is damaged or belongs to other data or settings.
     """
@@ -76,22 +91,32 @@ def load(
             "finish that run, remove the directory, or choose another checkpoint name"
         )
     tensors = load_file(path / "state.safetensors")
-    parameters = _parameters(model)
+    for prefix, module in {"model": model, **(others or {})}.items():
+        _restore(path, tensors, prefix, _parameters(module))
+    for name, parameter in _parameters(model).items():
+        parameter_state = {
+            key.split(".", 2)[1]: like(value, parameter) if value.dim() else value
+            for key, value in tensors.items()
+            if key.startswith("optimiser.") and key.split(".", 2)[2] == name
+        }
+        if parameter_state:
+            optimiser.state[parameter] = parameter_state
+    return Counters(int(facts["step"]), float(facts["elapsed_s"]), fingerprint)
+
+
+@torch.no_grad()
+def _restore(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    prefix: str,
+    parameters: Mapping[str, torch.nn.Parameter],
+) -> None:
     for name, parameter in parameters.items():
-        saved = tensors.get(f"model.{name}")
+        saved = tensors.get(f"{prefix}.{name}")
         if saved is None or saved.shape != parameter.shape:
             raise ArtifactError(f"{path} has no {name} of shape {tuple(parameter.shape)}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            parameter_state = {
-                key.split(".", 2)[1]: value
-                for key, value in tensors.items()
-                if key.startswith("optimiser.") and key.split(".", 2)[2] == name
-            }
-            if parameter_state:
-                optimiser.state[parameter] = parameter_state
-    return Counters(int(facts["step"]), float(facts["elapsed_s"]), fingerprint)
+    for name, parameter in parameters.items():
+        parameter.copy_(like(tensors[f"{prefix}.{name}"], parameter))
 
 
 def remove(path: Path) -> None:

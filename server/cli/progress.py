@@ -9,7 +9,7 @@ from pathlib import Path
 from index.encoder import TextEncoder
 from index.errors import ConfigError
 from models.training.codec import PUBLISHED, CodecSettings
-from models.training.sft import Progress as SftStep
+from models.training.loop import Progress as TrainingStep
 from server.cli.bar import Bar
 
 _SIZES = re.compile(r"(\d+(?:-\d+)*)(?:\+(\d+)-(\d+))?")
@@ -46,7 +46,7 @@ class TrainingProgress(Bar):
         self.bar.update(self._task, description=message)
         self.console.print(f"{message} …", highlight=False)
 
-    def show(self, step: SftStep) -> None:
+    def show(self, step: TrainingStep) -> None:
         minutes, seconds = divmod(int(step.left_s), 60)
         note = (
             f"loss {step.loss:.3f}, {step.examples_per_s:,.0f} examples/s, "

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import orjson
 import typer
+
+from index.errors import ConfigError
+from server.cli import train_stages as stages
+from server.cli.train_stages import (
+    Announce,
+    AsJson,
+    DatasetDirectory,
+    Device,
+    Minutes,
+    Overwrite,
+    Recompute,
+    Report,
+    SaveEvery,
+    Seed,
+    SnapshotDirectory,
+    Target,
+    chosen,
+    show,
+)
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="Train decoders.")
 
@@ -20,17 +41,29 @@ def train() -> None:
 
 @app.command("sft")
 def sft(
-    dataset: Annotated[Path, typer.Argument(help="Dataset directory.")],
-    snapshot: Annotated[Path, typer.Argument(help="Snapshot built from it.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint directory to write.")],
+    dataset: DatasetDirectory,
+    snapshot: SnapshotDirectory,
+    checkpoint: Target,
     init: Annotated[
         Path | None,
         typer.Option(help="Start from this checkpoint, or any local Qwen3 directory."),
     ] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(min=0.05, help="Time budget; training ends when it or --examples is reached."),
+    keywords: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of `onesearch keywords export` or `onesearch train keywords`: switches on "
+            "the keyword tasks and prompts with keywords."
+        ),
     ] = None,
+    thoughts: Annotated[
+        str | None,
+        typer.Option(help="Keyword tasks of stage 1, with commas, or 'none'; all by default."),
+    ] = None,
+    keyword_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of search prompts that show their keywords."),
+    ] = None,
+    max_minutes: Minutes = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="Examples seen in all, repeats included.")
     ] = None,
@@ -42,61 +75,57 @@ def sft(
     prior_beta: Annotated[
         float | None, typer.Option(min=0, help="Codebook prior; 0 for none.")
     ] = None,
-    save_every_s: Annotated[
-        float | None, typer.Option(min=0, help="Seconds between saves of the training state.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (a CUDA device if there is one), cpu, cuda or cuda:N.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace CHECKPOINT.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output.")
-    ] = False,
+    save_every_s: SaveEvery = None,
+    recompute: Recompute = False,
+    device: Device = "auto",
+    seed: Seed = 7,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Supervised fine-tuning, stages 1 to 3. A killed run continues where it stood."""
     from index.dataset import Dataset
     from index.snapshot import Snapshot
-    from models.training.metrics_log import MetricsLog
+    from models.training.keyword_table import read_keywords
     from models.training.run_sft import SftRun, run_sft
     from models.training.sft import SftSettings
-    from server.cli.progress import TrainingProgress, chosen_device
 
-    chosen = {
-        "device": chosen_device(device),
-        "max_minutes": max_minutes,
-        "examples": examples,
-        "layers": layers,
-        "hidden_size": hidden_size,
-        "batch_examples": batch_examples,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "prior_beta": prior_beta,
-        "save_every_s": save_every_s,
-        "seed": seed,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    run = SftRun(
+    if keywords is None and (thoughts is not None or keyword_share is not None):
+        raise ConfigError("--thoughts and --keyword-share need --keywords FILE")
+    tasks = None
+    if thoughts is not None:
+        tasks = () if thoughts == "none" else tuple(thoughts.split(","))
+    given = chosen(
+        max_minutes=max_minutes,
+        examples=examples,
+        layers=layers,
+        hidden_size=hidden_size,
+        batch_examples=batch_examples,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        prior_beta=prior_beta,
+        save_every_s=save_every_s,
+        recompute=recompute,
+        seed=seed,
+    )
+    settings = SftSettings(**given)
+    mixture = replace(settings.mixture, **chosen(thought_tasks=tasks, keyword_share=keyword_share))
+    start = partial(
+        SftRun,
         Dataset.open(dataset),
         Snapshot.open(snapshot),
         checkpoint,
         init=init,
-        settings=replace(SftSettings(), **given),
+        keywords=read_keywords(keywords) if keywords is not None else None,
         overwrite=overwrite,
     )
-    with ExitStack() as stack:
-        progress = stack.enter_context(TrainingProgress())
-        log = stack.enter_context(MetricsLog(checkpoint.parent / f"{checkpoint.name}.log"))
 
-        def report(step: object) -> None:
-            progress.show(step)  # pyright: ignore[reportArgumentType]
-            log.write(step)  # pyright: ignore[reportArgumentType]
+    def work(device: str, report: Report, announce: Announce) -> Checkpoint:
+        chosen_settings = replace(settings, mixture=mixture, device=device)
+        return run_sft(start(settings=chosen_settings), report, announce)
 
-        saved = run_sft(run, report, progress.announce)
-    facts = {"checkpoint": str(saved.path), "version": saved.version, **saved.metrics}
-    if as_json:
-        typer.echo(orjson.dumps(facts).decode())
-    else:
-        typer.echo(f"checkpoint {saved.path}, version {saved.version}")
-        for name, value in saved.metrics.items():
-            typer.echo(f"  {name}: {value}")
+    show(checkpoint, device, as_json, work)
+
+
+app.command("distill")(stages.distill)
+app.command("align")(stages.align)
+app.command("keywords")(stages.keywords)

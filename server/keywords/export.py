@@ -69,14 +69,15 @@ async def _batches(
             except DataError:
                 # From a program of another format: not for this file.
                 continue
-            rows.append(_row(keywords, fields[b"user"].decode()))
+            rows.append(row_of(keywords, fields[b"user"].decode()))
         yield rows
         if len(found) < BATCH:
             return
         after = f"({found[-1][0].decode()}"
 
 
-def _row(keywords: Keywords, user_id: str) -> dict[str, Any]:
+def row_of(keywords: Keywords, user_id: str) -> dict[str, Any]:
+    """Keywords as a row of SCHEMA; `user_id` "" for generic ones."""
     analysis, source = keywords.analysis, keywords.source
     return {
         "query": keywords.query,

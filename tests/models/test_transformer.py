@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from index.errors import ConfigError
+from models.dropout import Dropout
 from models.transformer import Qwen3, Qwen3Config
 
 CONFIG = Qwen3Config(
@@ -15,9 +16,9 @@ CONFIG = Qwen3Config(
 )
 
 
-def model(dropout: float = 0.0) -> Qwen3:
+def model() -> Qwen3:
     generator = torch.Generator().manual_seed(0)
-    made = Qwen3(CONFIG, dropout=dropout).initialise(generator)
+    made = Qwen3(CONFIG).initialise(generator)
     with torch.no_grad():
         for parameter in made.parameters():
             # Away from the initial state: unit norms would hide a norm in the wrong place.
@@ -132,11 +133,46 @@ def test_embeddings_in_place_of_tokens_carry_gradients():
         made.hidden(None)
 
 
-def test_dropout_acts_in_training_only():
-    made, token_ids = model(dropout=0.3), torch.arange(6)[None]
-    assert not torch.equal(made(token_ids), made(token_ids))
-    made.eval()
-    assert torch.equal(made(token_ids), made(token_ids))
+def test_dropout_is_a_function_of_its_seed():
+    made, token_ids = model(), torch.arange(6)[None]
+    dropped = [made.hidden(token_ids, dropout=Dropout(0.3, (seed,))) for seed in (1, 1, 2)]
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+    assert torch.equal(made.hidden(token_ids, dropout=Dropout(0.0)), made.hidden(token_ids))
+
+
+def test_states_of_points_are_those_of_the_whole_rows():
+    """Values and gradients, with packed rows, positions of their own, and repeated points."""
+    token_ids = torch.randint(0, 97, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(9, 9).tril().bool().expand(3, 1, 9, 9).clone()
+    mask[1, 0, 5:, :5] = False
+    position_ids = torch.arange(9).expand(3, 9) % torch.tensor([[9], [5], [9]])
+    points = torch.tensor([[8, 3, 0, 0], [4, 8, 5, 0], [1, 2, 3, 4]])
+    direction = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(2))
+    found: list[list[torch.Tensor]] = []
+    for given in (points, None):
+        made = model()
+        hidden = made.hidden(token_ids, position_ids, mask, points=given)
+        if given is None:
+            hidden = hidden[torch.arange(3)[:, None], points]
+        (hidden * direction).sum().backward()
+        gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
+        found.append([hidden.detach(), *gradients])
+    assert len(found[0]) == len(found[1])
+    for short, whole in zip(*found, strict=True):
+        torch.testing.assert_close(short, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_computing_again_gives_the_same_gradients_under_dropout():
+    token_ids = torch.randint(0, 97, (2, 7), generator=torch.Generator().manual_seed(1))
+    gradients: list[list[torch.Tensor]] = []
+    for recompute in (False, True):
+        made = model()
+        made.recompute = recompute
+        made.hidden(token_ids, dropout=Dropout(0.2, (3,))).square().sum().backward()
+        gradients.append([p.grad for p in made.model.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
 
 
 def test_bfloat16_autocast_learns_a_sequence():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from index.errors import ConfigError
-from models.training.examples import ExampleSet, PackedBatch, _draw_paths, pack
+from models.training.example_set import ExampleSet
+from models.training.examples import PackedBatch, draw_paths, pack, pack_paths
 from models.training.losses import level_loss, text_loss
 from models.transformer import Qwen3, Qwen3Config
 
@@ -204,7 +205,7 @@ def test_soft_targets_by_hand():
 
 def test_paths_are_drawn_by_weight():
     weights = np.array([[0.0, 0.7, 0.0, 0.3, 0.0], [1, 0, 0, 0, 0]], np.float32)
-    drawn = _draw_paths(weights, 4000, np.random.default_rng(0))
+    drawn = draw_paths(weights, 4000, np.random.default_rng(0))
     share = np.bincount(drawn[0], minlength=5) / 4000
     np.testing.assert_allclose(share, weights[0], atol=0.03)
     assert share[[0, 2, 4]].tolist() == [0, 0, 0]
@@ -263,6 +264,39 @@ def test_a_row_without_room_is_refused():
     )
     with pytest.raises(ConfigError, match="rows of 4 are too short"):
         packed(examples, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_points_are_where_something_is_predicted(shape: Shape):
+    examples = random_examples(shape, 20, 4)
+    batch, _ = packed(examples, shape, 2)
+    wanted = torch.cat([*(level.position for level in batch.levels), batch.text_position])
+    states = torch.randn(*batch.token_ids.shape, 3)
+    rows = torch.arange(len(states))[:, None]
+    at_points = states[rows, batch.points]
+    assert torch.equal(batch.states(at_points, wanted), states.flatten(0, 1)[wanted])
+    per_row = torch.bincount(wanted.unique() // shape.row_length)
+    assert batch.points.shape[1] == int(per_row.max())
+
+
+def test_given_paths_are_laid_out_in_their_order():
+    codes = np.array([[[1, 0], [2, 2], [3, 1]]], np.int32)
+    examples = ExampleSet(
+        [[5, 6]], codes, np.full((1, 3), 1 / 3, np.float32), [[]], np.zeros((1, 4), np.float32)
+    )
+    batch = pack_paths(
+        examples,
+        np.array([0]),
+        np.array([[2, 0, 1]]),
+        level_sizes=(4, 3),
+        sid_offset=[30, 34],
+        row_length=8,
+        with_targets=False,
+    )
+    assert batch.token_ids.tolist() == [[5, 6, 33, 31, 32, 0, 0, 0]]
+    assert batch.segment.tolist() == [[0, 0, 0, 0, 0, -1, -1, -1]]
+    assert [level.position.tolist() for level in batch.levels] == [[1], [2, 3, 4]]
+    assert [level.target.shape[1] for level in batch.levels] == [0, 0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from index.errors import ArtifactError
 from index.importers.demo_shop import generate
 from index.importers.formats import import_dataset
 from index.snapshot import Snapshot
-from models.checkpoint import Checkpoint
 from models.prompt import PromptBuilder, PromptSettings
 from models.tokenizer import Tokenizer
 from models.training import sft
@@ -49,18 +48,6 @@ TINY = SftSettings(
     chunk_examples=256,
     learning_rate=5e-3,
 )
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset of a simulated shop and its snapshot."""
-    folder = tmp_path_factory.mktemp("shop")
-    generate(folder / "source", n_items=150, n_users=30, n_sessions=250)
-    import_dataset("jsonl", folder / "source", folder / "dataset")
-    encoder = EncoderSettings(dimension=32, bucket_count=1 << 12, batch=128)
-    settings = BuildSettings(encoder=encoder, encoder_steps=15)
-    build_snapshot(Dataset.open(folder / "dataset"), folder / "snapshot", settings)
-    return folder
 
 
 def tiny_run(shop: Path, checkpoint: Path, **changes: object) -> SftRun:
@@ -204,41 +191,22 @@ def test_training_learns_and_publishes_a_checkpoint_that_evaluates(
     assert report["methods"]["generative"]["legal_rate"] == 1.0
 
 
-def test_a_killed_run_ends_in_the_same_checkpoint(shop: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_in_the_same_checkpoint(
+    shop: Path, kill_and_continue: Callable[[str, list[str], int], tuple[str, str]]
+) -> None:
     """kill −9 in the middle, run again: the weights equal those of a run that was left alone."""
-    code = (
-        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "sys.path.insert(0, sys.argv[3])\n"
+    program = (
+        "import sys, time; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from test_run_sft import tiny_run\n"
         "from models.training.run_sft import run_sft\n"
-        "import time\n"
+        "target, pause, shop = sys.argv[1:]\n"
         "def report(step):\n"
         "    print(step.step, flush=True)\n"
-        "    time.sleep(float(sys.argv[4]))\n"
-        "run_sft(tiny_run(Path(sys.argv[1]), Path(sys.argv[2]), save_every_s=0.0), report)\n"
+        "    time.sleep(float(pause))\n"
+        "run_sft(tiny_run(Path(shop), Path(target), save_every_s=0.0), report)\n"
     )
-
-    def start(target: Path, pause: float) -> subprocess.Popen[str]:
-        here = str(Path(__file__).parent)
-        command = [sys.executable, "-c", code, str(shop), str(target), here, str(pause)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    with start(tmp_path / "whole", 0) as whole:
-        whole.communicate(timeout=120)
-    with start(tmp_path / "killed", 0.05) as killed:
-        assert killed.stdout is not None
-        for line in killed.stdout:
-            if int(line) == 17:
-                os.kill(killed.pid, signal.SIGKILL)
-                break
-    assert not (tmp_path / "killed").exists()
-    counters = json.loads((state_path(tmp_path / "killed") / "counters.json").read_text())
-    assert 1 <= counters["step"] <= 18
-    with start(tmp_path / "killed", 0) as resumed:
-        output, _ = resumed.communicate(timeout=120)
-    assert int(output.split()[0]) == counters["step"] + 1
-    first, second = Checkpoint.open(tmp_path / "whole"), Checkpoint.open(tmp_path / "killed")
-    assert first.version == second.version
+    whole, resumed = kill_and_continue(program, [str(shop)], 17)
+    assert whole == resumed
 
 
 def test_a_budget_of_minutes_ends_the_run_in_time(shop: Path, tmp_path: Path) -> None:
