@@ -27,12 +27,14 @@ from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import BodyLimit
 from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, RequestMetrics
+from server.pipeline import Pipeline
 from server.rollout import Rollout
 from server.rollout_metrics import RolloutCollector
 from server.routes import admin, events, health, items, models, pages, search
 from server.schemas import DEGRADATIONS, ProblemDetails
 from server.search import Searcher
 from server.settings import Settings
+from server.upkeep import Upkeep, UpkeepCollector
 from server.watch import watching
 
 DESCRIPTION = (
@@ -55,6 +57,7 @@ def create_app(
     registry; with `behaviour` it takes events and writes exposures."""
     metrics = metrics or Metrics()
     log = log or make_logger(settings.log_level)
+    upkeep = Upkeep(searcher, rollout, settings, log) if isinstance(searcher, Pipeline) else None
     gateway = Gateway(searcher, settings, metrics, log, rollout, behaviour)
 
     @asynccontextmanager
@@ -66,6 +69,8 @@ def create_app(
             if rollout is not None:
                 stack.push_async_callback(rollout.close)
                 await stack.enter_async_context(watching(rollout))
+            if upkeep is not None:
+                await stack.enter_async_context(upkeep.running())
             yield
 
     app = FastAPI(
@@ -121,6 +126,8 @@ def create_app(
     metrics.observe(searcher, version("onesearch"))
     if rollout is not None:
         metrics.registry.register(RolloutCollector(rollout))
+    if upkeep is not None:
+        metrics.registry.register(UpkeepCollector(upkeep))
     return app
 
 

@@ -20,6 +20,7 @@ from index.drift import Drift, DriftMeter
 from index.errors import OnesearchError
 from index.live.catalogue import LiveCatalogue
 from models.registry.compaction import CompactionBarred, Due, compact
+from models.registry.promotion import AliasMoved
 from models.registry.record import GenerationRecord
 from models.registry.registry import Provenance
 from server.generation import Generation
@@ -116,6 +117,9 @@ class Upkeep:
         started = time.monotonic()
         try:
             made = await asyncio.to_thread(compact, rollout.registry, record, catalogue, BY)
+        except AliasMoved:
+            # A new champion, maybe of our own last compaction, is about to be served.
+            return
         except CompactionBarred as error:
             # Nothing is wrong: a challenger is being tried.
             self._log.info("compaction waits", detail=rollout.told(str(error)))
