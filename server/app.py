@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 from structlog.typing import FilteringBoundLogger
 
@@ -22,12 +22,13 @@ from server.admission import Admission
 from server.changes import BODIES
 from server.events.behaviour import Behaviour
 from server.events.wire import SentEvents
-from server.gateway import Gateway
+from server.gateway import Gateway, deciding
 from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import BodyLimit
 from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, RequestMetrics
 from server.pipeline import Pipeline
+from server.redis.announcements import announcements_of
 from server.rollout import Rollout
 from server.rollout_metrics import RolloutCollector
 from server.routes import admin, events, health, items, models, pages, search
@@ -35,7 +36,8 @@ from server.schemas import DEGRADATIONS, ProblemDetails
 from server.search import Searcher
 from server.settings import Settings
 from server.upkeep import Upkeep, UpkeepCollector
-from server.watch import watching
+from server.watch import Watch
+from server.watch_metrics import WatchCollector
 
 DESCRIPTION = (
     "Generative search over a product catalogue: a query becomes semantic IDs of items that exist, "
@@ -58,7 +60,8 @@ def create_app(
     metrics = metrics or Metrics()
     log = log or make_logger(settings.log_level)
     upkeep = Upkeep(searcher, rollout, settings, log) if isinstance(searcher, Pipeline) else None
-    gateway = Gateway(searcher, settings, metrics, log, rollout, behaviour)
+    watch = None if rollout is None else Watch(rollout, log, announcements_of(settings))
+    gateway = Gateway(searcher, settings, metrics, log, rollout, behaviour, watch)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -68,7 +71,8 @@ def create_app(
             stack.push_async_callback(searcher.close)
             if rollout is not None:
                 stack.push_async_callback(rollout.close)
-                await stack.enter_async_context(watching(rollout))
+            if watch is not None:
+                await stack.enter_async_context(watch.running())
             if upkeep is not None:
                 await stack.enter_async_context(upkeep.running())
             yield
@@ -115,17 +119,19 @@ def create_app(
         items.router,
         events.router,
         models.router,
-        admin.router,
         health.router,
         pages.router,
     ):
         app.include_router(router)
+    app.include_router(admin.router, dependencies=[Depends(deciding, scope="function")])
     _describe(app)
     for reason in DEGRADATIONS:
         metrics.degraded.labels(reason)
     metrics.observe(searcher, version("onesearch"))
     if rollout is not None:
         metrics.registry.register(RolloutCollector(rollout))
+    if watch is not None:
+        metrics.registry.register(WatchCollector(watch))
     if upkeep is not None:
         metrics.registry.register(UpkeepCollector(upkeep))
     return app

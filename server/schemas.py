@@ -289,6 +289,19 @@ class GenerationFacts(BaseModel):
     )
 
 
+class DiscoveryFacts(BaseModel):
+    """How a server learns which generation to serve."""
+
+    learnt: Literal["start", "announcement", "directory", "admin", "verdict"] = Field(
+        description="what brought the generation that is served: the start, an announcement in "
+        "Redis, the registry's directory, this server's admin API, or that the one before it was "
+        "clearly worse"
+    )
+    announcements: Literal["off", "on", "away"] = Field(
+        description="whether they are heard; off: no redis_url is set, away: Redis does not answer"
+    )
+
+
 class Status(BaseModel):
     """The answer of /livez and /readyz."""
 
@@ -298,6 +311,9 @@ class Status(BaseModel):
     simulated: bool | None = None
     items: int | None = None
     generation: GenerationFacts | None = Field(
+        default=None, description="where a registry is followed"
+    )
+    discovery: DiscoveryFacts | None = Field(
         default=None, description="where a registry is followed"
     )
     catalogue: CatalogueFacts | None = Field(default=None, description="where it takes changes")

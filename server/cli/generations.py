@@ -24,6 +24,7 @@ from models.registry.record import GenerationRecord
 from models.registry.registry import DEFAULT_REGISTRY, Provenance, Registry
 from models.registry.retention import KEPT_GENERATIONS, MIN_AGE_S, Retention
 from models.registry.retention import collect as collect_garbage
+from server.cli.announcement import announce
 from server.settings import DEFAULT_CHAMPION, ENVIRONMENT_PREFIX
 
 REGISTRY_VARIABLE = f"{ENVIRONMENT_PREFIX}REGISTRY"
@@ -146,6 +147,8 @@ def publish(
         promotion.promote(opened, version, by=by)
     if challenger:
         promotion.challenge(opened, version, by=by)
+    if promote or challenger:
+        announce(opened.aliases())
     facts = {"new": done.is_new, "notes": list(done.notes), **done.record.to_json()}
     facts["aliases"] = opened.aliases().of(version)
     if as_json:
@@ -378,6 +381,7 @@ def _alias_facts(state: Aliases) -> dict[str, Any]:
 
 
 def _tell_aliases(state: Aliases, as_json: bool) -> None:
+    announce(state)
     if as_json:
         _tell(_alias_facts(state))
         return

@@ -7,7 +7,8 @@ that nothing has to be restarted when Redis comes back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,8 @@ CONNECTIONS = 128
 GRACE = 2.5
 """A whole call, connecting included, may take so many times the limit of one step."""
 Argument = str | bytes | int | float
+QUIET_S = 5.0
+"""After so long without a message a subscription asks whether Redis is still there."""
 _AWAY = (RedisConnectionError, RedisTimeout, ReadOnlyError, RedisOutOfMemory, OSError, TimeoutError)
 
 
@@ -82,6 +85,19 @@ class RedisConnection:
         except NoScriptError:
             return await self.command("EVAL", script.text, len(keys), *keys, *arguments)
 
+    @asynccontextmanager
+    async def subscribed(self, channel: str) -> AsyncGenerator[Subscription, None]:
+        """Hear a channel for a block, on a connection of its own. Errors as of `command`."""
+        pubsub = self._redis.pubsub()
+        try:
+            subscription = Subscription(pubsub, self._timeout_s)
+            await subscription.begin(channel)
+            yield subscription
+        finally:
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(self._timeout_s):
+                    await pubsub.aclose()
+
     async def close(self) -> None:
         """Close all connections."""
         try:
@@ -90,6 +106,46 @@ class RedisConnection:
         except (RedisError, OSError, TimeoutError):
             # Gone is gone: there is nothing to be kept of a connection that cannot be closed.
             return
+
+
+class Subscription:
+    """Hears one channel. Made by `RedisConnection.subscribed`."""
+
+    def __init__(self, pubsub: Any, timeout_s: float) -> None:
+        self._pubsub = pubsub
+        self._timeout_s = timeout_s
+
+    async def begin(self, channel: str) -> None:
+        """On return nothing is missed. Raises RedisUnavailable; Refused."""
+        try:
+            async with asyncio.timeout(self._timeout_s * GRACE):
+                await self._pubsub.subscribe(channel)
+                await self._pubsub.get_message(timeout=self._timeout_s)
+            _end_if_cancelled()
+        except ResponseError as error:
+            raise Refused(f"Redis refused SUBSCRIBE: {error}") from None
+        except (*_AWAY, RedisError) as error:
+            _end_if_cancelled()
+            raise RedisUnavailable(_told(error)) from None
+
+    async def next(self) -> bytes:
+        """The next message, however long that takes. Raises RedisUnavailable when the connection is
+        lost, or when nothing comes, not even the answer to a ping."""
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=QUIET_S)
+                if message is None:
+                    async with asyncio.timeout(self._timeout_s * GRACE):
+                        await self._pubsub.ping()
+                        message = await self._pubsub.get_message(timeout=self._timeout_s)
+                _end_if_cancelled()
+            except (*_AWAY, RedisError) as error:
+                _end_if_cancelled()
+                raise RedisUnavailable(_told(error)) from None
+            if message is None:
+                raise RedisUnavailable("Redis does not answer: no sign of life")
+            if message["type"] == "message":
+                return message["data"]
 
 
 def _end_if_cancelled() -> None:

@@ -11,8 +11,16 @@ from starlette.responses import PlainTextResponse, Response
 from server.errors import Problem
 from server.gateway import gateway_of
 from server.rollout import Rollout
-from server.schemas import CanaryFacts, CatalogueFacts, GenerationFacts, Status, problem_responses
+from server.schemas import (
+    CanaryFacts,
+    CatalogueFacts,
+    DiscoveryFacts,
+    GenerationFacts,
+    Status,
+    problem_responses,
+)
 from server.search import CatalogueStatus
+from server.watch import Watch
 
 router = APIRouter(tags=["operation"])
 
@@ -46,6 +54,7 @@ async def readyz(request: Request) -> Status:
         simulated=serving.simulated,
         items=serving.items,
         generation=None if gateway.rollout is None else generation_facts(gateway.rollout),
+        discovery=None if gateway.watch is None else _discovery_facts(gateway.watch),
         catalogue=_catalogue_facts(gateway.searcher.catalogue_status()),
     )
 
@@ -69,6 +78,11 @@ def generation_facts(rollout: Rollout) -> GenerationFacts:
         canary=None if canary is None else CanaryFacts.model_validate(asdict(canary)),
         condemned="" if condemned is None else f"{condemned.generation}: {condemned.verdict}",
     )
+
+
+def _discovery_facts(watch: Watch) -> DiscoveryFacts:
+    status = watch.status()
+    return DiscoveryFacts(learnt=status.learnt, announcements=status.channel)
 
 
 def _catalogue_facts(status: CatalogueStatus | None) -> CatalogueFacts | None:
