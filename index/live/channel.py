@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import threading
@@ -18,6 +17,8 @@ from enum import IntEnum
 
 _HEAD = struct.Struct("<IBxxx")
 _READ_BYTES = 1 << 18
+_TIME = struct.Struct("@ll")
+"""A `timeval`: seconds, microseconds."""
 
 
 class Kind(IntEnum):
@@ -98,16 +99,19 @@ class Channel:
     ) -> Generator[tuple[Kind, bytearray], None, None]:
         """Messages of the other end, until it is gone. `idle` is called about `every_s` while none
         comes."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        if idle is not None:
+            # In the socket, not by `poll`: each call that waits costs a turn at the interpreter.
+            limit = _TIME.pack(int(every_s), int(every_s % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         buffer, known = bytearray(_READ_BYTES), bytearray()
         view = memoryview(buffer)
         while True:
-            if idle is not None and not poll.poll(every_s * 1000):
-                idle()
-                continue
             try:
                 count = self._socket.recv_into(buffer)
+            except BlockingIOError:
+                if idle is not None:
+                    idle()
+                continue
             except OSError:
                 return
             if not count:

@@ -265,6 +265,13 @@ class LiveItems:
             holds &= _where(self.stock, lambda stock: stock != 0, rows)
         return holds
 
+    def fold_ahead(self) -> None:
+        """See `Column.fold_ahead`, for all columns."""
+        for column in (self.price, self.stock, self.popularity, self.popularity_score):
+            column.fold_ahead()
+        if self.alive is not None:
+            self.alive.fold_ahead()
+
     def with_delta(self, delta: Delta) -> LiveItems:
         """The items after a delta made for this state, the newest of its base."""
         assert self.n_added == len(self.added), "changes go on from the newest view"

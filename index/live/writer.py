@@ -10,6 +10,7 @@ end is gone it finishes what it was handed and ends.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -166,6 +167,9 @@ def main(arguments: Sequence[str]) -> None:
         channel.flush(FLUSH_S)
         return
     teller.catalogue = catalogue
+    # A full collection over what was loaded would keep callers waiting.
+    gc.collect()
+    gc.freeze()
     teller.merging()
     channel.send((Kind.OPENED, orjson.dumps(catalogue.note)))
     try:

@@ -9,18 +9,22 @@ stock, 5 % new items, 5 % deletions.
 next search takes; beside it what a catalogue without a delta does for any of them, building trie
 and postings anew.
 `searches`: latency of whole searches (embedding, filter, decoder, ranking, item fields), one after
-the other, while another thread hands in 10,000 changes per second, and without, in turns. Half of
-the searches are filtered.
+the other, in three states by turns: nothing changes; another thread hands in 10,000 changes per
+second; a process of its own does the same to another catalogue (loadtest/bench/other_catalogue.py).
+The last is the machine's share of what changes cost: two busy processes on the same processors and
+caches. Half of the searches are filtered. What is loaded is frozen for the garbage collector, as
+`serve` does.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +43,9 @@ from index.postings import Postings
 from index.rescoring import RescoringWeights
 from index.trie import Trie
 from loadtest.bench.made_up_shop import made_up_item, made_up_query, write_shop
+from loadtest.bench.other_catalogue import another_stream
 from loadtest.bench.random_checkpoint import LAYOUT, SIZES, write_random_checkpoint
-from loadtest.bench.report import Row, row
+from loadtest.bench.report import OURS, Row, row
 from models.ranking import candidates_of, rank_candidates
 
 ITEMS = 1_000_000
@@ -52,6 +57,8 @@ TOP = 10
 STREAM_PER_S = 10_000
 STREAM_CALL = 50
 CALL = 1_000
+WITHOUT = "without changes"
+BESIDE = "beside another catalogue's changes"
 SLICE_S = 2.0
 SLICES = 6
 QUICK_SLICES = 3
@@ -68,9 +75,14 @@ class Bed:
     """A catalogue and what makes changes for it."""
 
     catalogue: LiveCatalogue
+    snapshot: Path
     random: np.random.Generator
     new: Iterator[int]
     n_items: int
+
+    @classmethod
+    def of(cls, catalogue: LiveCatalogue, snapshot: Path, n_items: int) -> Bed:
+        return cls(catalogue, snapshot, np.random.default_rng(0), itertools.count(), n_items)
 
     def mixed(self, count: int) -> list[Change]:
         """Changes of the stream."""
@@ -82,7 +94,7 @@ class Bed:
 
     def updates(self, count: int) -> list[Change]:
         rows = self.random.integers(0, self.n_items, count).tolist()
-        return [Update(f"item{row}", {"price": float(row % 300)}) for row in rows]
+        return [self._price(row) for row in rows]
 
     def adds(self, count: int) -> list[Change]:
         return [Upsert(made_up_item(next(self.new), self.random)) for _ in range(count)]
@@ -91,11 +103,15 @@ class Bed:
         rows = self.random.integers(0, self.n_items, count).tolist()
         return [Delete(f"item{row}") for row in rows]
 
+    def _price(self, row: int) -> Update:
+        return Update(f"item{row}", {"price": round(300 * self.random.random(), 2)})
+
     def _one(self, share: float, row: int) -> Change:
         if share < 0.45:
-            return Update(f"item{row}", {"price": float(row % 300)})
+            return self._price(row)
         if share < 0.9:
-            return Update(f"item{row}", {"stock": row % 5})
+            # One of five is out of stock; hardly ever what it was: that would be no change.
+            return Update(f"item{row}", {"stock": max(0, int(self.random.integers(-250, 1_000)))})
         if share < 0.95:
             return Upsert(made_up_item(next(self.new), self.random))
         return Delete(f"item{row}")
@@ -157,19 +173,26 @@ def acknowledged_rows(bed: Bed, quick: bool) -> list[Row]:
 
 
 def search_rows(bed: Bed, quick: bool) -> list[Row]:
-    """Latency of searches with and without the stream."""
+    """Latency of searches without the stream, with it, and beside one that is none of theirs."""
     searcher = Searcher.of(bed.catalogue)
     stream = Stream(bed)
     for _ in range(2 * len(FILTERS)):
         searcher.search()
-    quiet_ms: list[float] = []
-    busy_ms: list[float] = []
     slices = QUICK_SLICES if quick else SLICES
     calls = stream.calls(int(slices * SLICE_S * STREAM_PER_S / STREAM_CALL) + 1)
-    for _ in range(slices):
-        quiet_ms += searcher.search_for(SLICE_S)
-        with stream.running(calls):
-            busy_ms += searcher.search_for(SLICE_S)
+    taken: dict[str, list[float]] = {WITHOUT: [], BESIDE: [], OURS: []}
+    with _frozen(), another_stream(bed.snapshot, bed.n_items, slices * SLICE_S) as beside:
+        states: dict[str, Callable[[], AbstractContextManager[None]]] = {
+            WITHOUT: nullcontext,
+            BESIDE: beside,
+            OURS: lambda: stream.running(calls),
+        }
+        for number in range(slices):
+            names = list(states)
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                with states[name]():
+                    taken[name] += searcher.search_for(SLICE_S)
     setting = {
         "items": bed.n_items,
         "changes per s": STREAM_PER_S,
@@ -180,19 +203,19 @@ def search_rows(bed: Bed, quick: bool) -> list[Row]:
         "acknowledged_per_s": round(stream.acknowledged / stream.seconds),
         "acknowledged_ms_p50": round(float(np.median(stream.waits_ms)), 2),
         "acknowledged_ms_p99": round(float(np.quantile(stream.waits_ms, 0.99)), 2),
-        "searches": [len(quiet_ms), len(busy_ms)],
+        "searches": {name: len(sample) for name, sample in taken.items()},
     }
-    return [
-        row(
-            f"changes, searches meanwhile, {name}",
-            setting,
-            float(np.quantile(busy_ms, quantile)),
-            {"without changes": float(np.quantile(quiet_ms, quantile))},
-            "ms",
-            **details,
-        )
-        for name, quantile in (("median", 0.5), ("p99", 0.99))
-    ]
+    found: list[Row] = []
+    for name, quantile in (("median", 0.5), ("p99", 0.99)):
+        ms = {state: float(np.quantile(sample, quantile)) for state, sample in taken.items()}
+        growth = {
+            "by the changes": round(ms[OURS] / ms[WITHOUT], 3),
+            "by the machine": round(ms[BESIDE] / ms[WITHOUT], 3),
+            "by ours alone": round(ms[OURS] / ms[BESIDE], 3),
+        }
+        what = f"changes, searches meanwhile, {name}"
+        found.append(row(what, setting, ms.pop(OURS), ms, "ms", growth=growth, **details))
+    return found
 
 
 _TABLES: dict[str, Callable[[Bed, bool], list[Row]]] = {
@@ -321,9 +344,19 @@ def _bed(quick: bool) -> Generator[Bed]:
         settings = LiveSettings(merge_automatically=False)
         try:
             with LiveCatalogue.open(snapshot, settings=settings, apart=True) as catalogue:
-                yield Bed(catalogue, np.random.default_rng(0), itertools.count(), count)
+                yield Bed.of(catalogue, snapshot.path, count)
         finally:
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _frozen() -> Generator[None]:
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _rebuild_s(view: CatalogueView) -> float:
