@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ GENERATIONS_KEPT = 4
 """More than are in memory at a time."""
 
 Outcome = Literal["whole", "degraded", "failed"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 OF_ENGINE: frozenset[Degradation] = frozenset(
     ("engine_deadline", "engine_overload", "engine_error")
 )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
@@ -34,6 +34,7 @@ from models.registry.registry import Provenance, Registry
 from server.canary import ONE_SET_OF_WEIGHTS, Challenger
 from server.choice import Registered, settings_for
 from server.context import UserContexts
+from server.figures import Outcome
 from server.memory import NotEnoughMemory
 from server.metrics import Metrics
 from server.pipeline import Pipeline
@@ -109,6 +110,10 @@ class Rollout:
             guard.rollbacks,
             guard.stops,
         )
+
+    def arms(self) -> Mapping[tuple[str, Outcome], int]:
+        """Searches of canaries since the start, by arm and outcome."""
+        return self._pipeline.figures.counts
 
     def told(self, reason: str) -> str:
         """A reason without the registry's place on this machine."""

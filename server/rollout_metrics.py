@@ -1,8 +1,9 @@
-"""Which generation a server serves and whether it should be another, read at each scrape."""
+"""Which generation a server serves, whether it should be another, and how its canary does; read at
+each scrape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -12,7 +13,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from server.figures import OUTCOMES, Outcome
+from server.generation import CHALLENGER, CHAMPION
 from server.rollout import Rollout
+from server.rollout_status import RolloutStatus
+from server.shadow import ShadowFigures
 
 
 class RolloutCollector(Collector):
@@ -47,3 +52,63 @@ class RolloutCollector(Collector):
             "Generations that were not taken",
             status.refusals,
         )
+        yield CounterMetricFamily(
+            "onesearch_generation_rollbacks",
+            "Promotions that were taken back here because they served clearly worse",
+            status.rollbacks,
+        )
+        yield GaugeMetricFamily(
+            "onesearch_generation_trials",
+            "Generations whose searches are being compared with another's",
+            len(status.trials),
+        )
+        yield from _canary(status)
+        yield _arms(self._rollout.arms())
+        if status.shadow is not None:
+            yield from _shadow(status.shadow)
+
+
+def _canary(status: RolloutStatus) -> Iterable[Metric]:
+    canary = status.canary
+    yield GaugeMetricFamily(
+        "onesearch_canary_share",
+        "Share of the users that the challenger answers here",
+        canary.share if canary is not None and canary.served else 0.0,
+    )
+    yield GaugeMetricFamily(
+        "onesearch_canary_behind",
+        "Whether the registry has a canary that is not served here",
+        canary is not None and not canary.served,
+    )
+    yield CounterMetricFamily(
+        "onesearch_canary_stops",
+        "Canaries that were stopped here because they served clearly worse",
+        status.stops,
+    )
+
+
+def _arms(counts: Mapping[tuple[str, Outcome], int]) -> Metric:
+    family = CounterMetricFamily(
+        "onesearch_arm_searches", "Searches of a canary", labels=["arm", "outcome"]
+    )
+    for arm in (CHAMPION, CHALLENGER):
+        for outcome in OUTCOMES:
+            family.add_metric([arm, outcome], counts.get((arm, outcome), 0))
+    return family
+
+
+def _shadow(figures: ShadowFigures) -> Iterable[Metric]:
+    for name, text, value in (
+        ("compared", "Searches that were asked of the challenger too", figures.compared),
+        ("illegal", "Hits of the challenger that are no items under their SID", figures.illegal),
+        ("failed", "Compared searches that only the challenger failed", figures.failed),
+        ("dropped", "Searches that were not compared, for want of room or time", figures.dropped),
+    ):
+        yield CounterMetricFamily(f"onesearch_shadow_{name}", text, value)
+    for name, text, value in (
+        ("overlap", "Common hits of the first ten, mean", figures.overlap),
+        ("rbo", "Rank-biased overlap of the first ten, mean", figures.rbo),
+        ("latency_ratio", "Challenger's time over champion's", figures.latency_ratio),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(f"onesearch_shadow_{name}", text, value)

@@ -244,6 +244,8 @@ class NativeEngine:
                     self._wakeup.notify()
             if wave is not None:
                 self._run(wave)
+            # It holds its weights, and the next one may be long in coming.
+            wave = None
 
     def _run(self, wave: Wave) -> None:
         outcomes: list[Outcome]

