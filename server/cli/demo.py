@@ -1,7 +1,9 @@
 """`onesearch demo`: from nothing to a running search, each step skipped where it is done already.
 
-simulated shop → import → snapshot → checkpoint → champion → serve. Every step is the command that
-a user would run on their own data; what a killed run left behind is built again or continued.
+simulated shop → import → snapshot → checkpoint → registry → serve. Every step is the command that
+a user would run on their own data; what a killed run left behind is built again or continued. The
+server follows the registry beside the demo's directory: another generation that was made champion
+there is what a second run serves.
 """
 
 from __future__ import annotations
@@ -60,20 +62,21 @@ def demo(
             continue
         console.print(f"[{number}/{len(steps)}] {name} …", markup=False)
         make()
+    registry = directory.parent / "registry"
+    for line in _register(registry, snapshot, checkpoint):
+        console.print(line, markup=False)
     from server.generation import write_champion
 
-    champion = directory.parent / "champion.json"
-    write_champion(champion, snapshot, checkpoint)
+    # Programs that only need the snapshot find it without a registry.
+    write_champion(directory.parent / "champion.json", snapshot, checkpoint)
     console.print(f"ready after {time.monotonic() - started:.0f} s; behaviour is simulated")
     if serve:
         from server import settings as settings_of
         from server.cli.serve import run_server
 
-        run_server(
-            settings_of.load(
-                None, snapshot=snapshot, checkpoint=checkpoint, engine=None, port=port, host=host
-            )
-        )
+        settings = settings_of.load(None, registry=registry, engine=None, port=port, host=host)
+        # A pair that the settings name would go before the registry.
+        run_server(settings.model_copy(update={"snapshot": None, "checkpoint": None}))
 
 
 def _check_port(host: str | None, port: int | None) -> None:
@@ -120,6 +123,29 @@ def _train(dataset: Path, snapshot: Path, checkpoint: Path, minutes: float) -> N
     run = SftRun(Dataset.open(dataset), Snapshot.open(snapshot), checkpoint, settings=settings)
     with TrainingProgress() as progress:
         run_sft(run, progress.show, progress.announce)
+
+
+def _register(folder: Path, snapshot: Path, checkpoint: Path) -> list[str]:
+    """Publish the pair where that was not done, and make it champion where it is new or there is
+    none; what to tell of it."""
+    from index import artifact
+    from models.registry import promotion, publication
+    from models.registry.registry import Provenance, Registry
+
+    registry, by = Registry(folder), Provenance(why="onesearch demo")
+    versions = tuple(
+        artifact.read(path, kind, verify=False).version
+        for path, kind in ((snapshot, "snapshot"), (checkpoint, "checkpoint"))
+    )
+    if registry.exists and registry.aliases().champion is not None:
+        for record in registry.records()[0]:
+            if (record.pairing.snapshot, record.pairing.checkpoint) == versions:
+                champion = registry.aliases().champion
+                return [f"registry: {folder} has it; its champion is {champion}"]
+    done = publication.publish(registry, snapshot, checkpoint, by=by)
+    promotion.promote(registry, done.record.version, by=by)
+    told = f"registry: champion of {folder} is generation {done.record.version}"
+    return [told, *(f"note: {note}" for note in done.notes)]
 
 
 def _is_whole(path: Path) -> bool:

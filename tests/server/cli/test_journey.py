@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from index.importers.demo_shop import generate
+from models.registry.registry import Registry
 
 TINY_TRAINING = ["--examples", "512", "--batch-examples", "64", "--layers", "1"]
 
@@ -144,5 +145,11 @@ def test_demo_makes_everything_once(tmp_path: Path) -> None:
     assert "simulated" in first.stderr
     champion = json.loads((tmp_path / "var" / "champion.json").read_text())
     assert set(champion) == {"snapshot", "checkpoint"}
+    registry = Registry(tmp_path / "var" / "registry")
+    version = registry.aliases().champion
+    assert version is not None
+    assert registry.problems(version) == []
     second = onesearch(*arguments, "--directory", tmp_path / "var" / "demo")
     assert second.stderr.count("is there") == 3
+    assert f"its champion is {version}" in second.stderr.replace("\n", " ")
+    assert registry.aliases().revision == 1
