@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from index.importers.id_set import hash_of
 from index.importers.intake import SPLIT_OF_NAME, Intake
 from index.importers.mapping import Mapping
 from index.importers.records import BadRow, Place, SourceRow, open_bytes, read_rows
-from index.splits import split_queries
+from index.splits import SPLIT_NAMES, cluster_queries, split_queries
 from index.text import normalise
 
 # More held out than usual: few test purchases should remain without a query of their own.
@@ -40,6 +41,15 @@ _SEQUENCES = "_sequences.jsonl.gz"
 _HEAD_END = re.compile(r"[,;:(\[|]| [-–—] | (?:for|with|by|from|in|of) ")
 _WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’-](?=[^\W\d_]))+")
 _FILLERS = frozenset(("and", "the", "inch", "inches", "pack", "count", "set", "size"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Purchase:
+    """One step of a user's sequence, with the query that it may get."""
+
+    place: Place
+    query: str | None
+    values: dict[str, Any]
 
 
 def import_amazon(source: Path, intake: Intake, mapping: Mapping) -> None:
@@ -53,14 +63,19 @@ def import_amazon(source: Path, intake: Intake, mapping: Mapping) -> None:
         queries[category] = _take_items(source / f"{_PREFIX}{category}{_ITEMS}", category, intake)
     every = (query for found in queries.values() for forms in found.values() for query in forms)
     split_of = split_queries(every, shares=SHARES)
-    intake.set_splits(split_of)
+    purchases: list[_Purchase] = []
     for category in categories:
         path = source / f"{_PREFIX}{category}{_SEQUENCES}"
         for row in read_rows(path, "jsonl"):
             if isinstance(row, BadRow):
                 intake.reject("events", row)
             else:
-                _take_sequence(row, category, queries[category], split_of, intake)
+                purchases += _purchases(row, category, queries[category], split_of, intake)
+    asked = _apart({p.query: split_of[p.query] for p in purchases if p.query is not None})
+    intake.set_splits(asked)
+    for purchase in purchases:
+        query = purchase.query if purchase.query in asked else None
+        intake.take("events", purchase.place, {**purchase.values, "query": query})
     intake.note("queries are derived from title and brand of the bought item")
     intake.note("time is the step in the user's sequence; users' times cannot be compared")
 
@@ -139,32 +154,52 @@ def _description(raw: object) -> object:
     return " ".join(map(str, cast(list[object], parts))) if isinstance(parts, list) else raw
 
 
-def _take_sequence(
+def _purchases(
     row: SourceRow,
     category: str,
     queries: dict[int, list[str]],
     split_of: dict[str, str],
     intake: Intake,
-) -> None:
+) -> list[_Purchase]:
+    """The purchases of one user's line."""
     user, items, marks = (row.values.get(name) for name in ("user", "items", "split"))
     if not isinstance(items, list) or not isinstance(marks, list) or not user:
         intake.reject("events", BadRow(row.place, "not a sequence"))
-        return
+        return []
+    found: list[_Purchase] = []
     for step, (item, mark) in enumerate(_steps(items, marks)):
         side = SPLIT_OF_NAME.get(str(mark or "train"))
         forms = queries.get(item, []) if isinstance(item, int) else []
-        open_to = [form for form in forms if split_of[form] == side]
-        drawn = hash_of(f"{category}:{user}:{step}")
+        fitting = [form for form in forms if split_of[form] == side]
+        session = f"{category}:{user}:{step}"
+        query = fitting[hash_of(session) % len(fitting)] if fitting else None
         values = {
-            "session_id": f"{category}:{user}:{step}",
+            "session_id": session,
             "user_id": f"{category}:{user}",
-            "query": open_to[drawn % len(open_to)] if open_to else None,
             "item_id": f"{category}:{item}",
             "kind": "order",
             "time": step,
             "split": mark,
         }
-        intake.take("events", row.place, values)
+        found.append(_Purchase(row.place, query, values))
+    return found
+
+
+def _apart(split_of: dict[str, str]) -> dict[str, str]:
+    """Without the queries that are respellings of one that is held out further.
+
+    Clusters of the queries that are asked can be larger than those of all that might have been.
+    """
+    kept = dict(split_of)
+    while True:
+        away: list[str] = []
+        for cluster in cluster_queries(sorted(kept)):
+            farthest = max(SPLIT_NAMES.index(kept[query]) for query in cluster)
+            away += (query for query in cluster if SPLIT_NAMES.index(kept[query]) < farthest)
+        if not away:
+            return kept
+        for query in away:
+            del kept[query]
 
 
 def _steps(items: list[Any], marks: list[Any]) -> Iterator[tuple[Any, Any]]:

@@ -64,7 +64,9 @@ def _lines(what: str, found: list[str]) -> str:
 def _queries(dataset: Dataset, trained: set[str]) -> list[str]:
     held = {query for split in HELD_OUT for query in dataset.queries(split)}
     leaks: list[str] = []
-    for cluster in cluster_queries(sorted(held | trained)):
+    # With every query at hand: which spellings are one depends on which are common.
+    everything = trained | set(dataset.split_of())
+    for cluster in cluster_queries(sorted(everything)):
         if not held.isdisjoint(cluster):
             leaks += (query for query in cluster if query in trained)
     return sorted(leaks)
