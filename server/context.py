@@ -1,7 +1,8 @@
 """What is known of a user when a request says only who they are.
 
 What the user did last, from the events of all gateways (Redis), where it can be read in time; else
-the history that came with this user id before, from this process's memory.
+from this process's memory: what it read or took of the user's events before, or the history that
+came with this user id.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, get_args
 
 from index.errors import OnesearchError
+from server.cache import LruCache
 from server.redis.connection import RedisConnection
 from server.redis.keys import Keys
 
@@ -64,7 +66,8 @@ class InMemoryUserContexts:
 class StoredUserContexts:
     """What users clicked and ordered, as their events say; in memory what their requests said.
 
-    A read takes a search `budget_s` at most and never fails it. Used on one event loop.
+    A read takes a search `budget_s` at most and never fails it: one that is late is of use to the
+    next search. Used on one event loop.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class StoredUserContexts:
         keys: Keys,
         memory: InMemoryUserContexts,
         counts: ContextCounts,
+        users: int,
         items: int,
         budget_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +86,8 @@ class StoredUserContexts:
         self._memory = memory
         self._counts = counts
         self._items = items
+        self._known: LruCache[str, list[str]] = LruCache(users)
+        """What was read or taken last, oldest first."""
         self._budget_s = budget_s
         self._clock = clock
         self._away_until = 0.0
@@ -91,10 +97,10 @@ class StoredUserContexts:
         """Item ids of the last events, else of the last request that brought a history."""
         if self._clock() < self._away_until:
             self._counts.context_read("unavailable")
-            return await self._memory.history(user_id)
+            return await self._remembered(user_id)
         if len(self._reads) >= MOST_READS:
             self._counts.context_read("late")
-            return await self._memory.history(user_id)
+            return await self._remembered(user_id)
         task = asyncio.get_running_loop().create_task(self._read(user_id))
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
@@ -104,7 +110,12 @@ class StoredUserContexts:
         self._counts.context_read(
             "late" if not task.done() else "unavailable" if stored is None else _state(stored)
         )
-        return stored or await self._memory.history(user_id)
+        return stored or await self._remembered(user_id)
+
+    def took(self, user_id: str, item_id: str) -> None:
+        """This process took an event of a user, the newest."""
+        before = [item for item in self._known.get(user_id) or () if item != item_id]
+        self._known.put(user_id, [*before, item_id][-self._items :])
 
     async def remember(self, user_id: str, item_ids: Sequence[str]) -> None:
         """In this process's memory: Redis has what users did, not what requests say of them."""
@@ -116,6 +127,9 @@ class StoredUserContexts:
             task.cancel()
         await asyncio.gather(*self._reads, return_exceptions=True)
 
+    async def _remembered(self, user_id: str) -> Sequence[str]:
+        return self._known.get(user_id) or await self._memory.history(user_id)
+
     async def _read(self, user_id: str) -> list[str] | None:
         """Item ids, oldest first; None when they cannot be had."""
         try:
@@ -125,7 +139,10 @@ class StoredUserContexts:
         except OnesearchError:
             self._away_until = self._clock() + AWAY_S
             return None
-        return [item.decode() for item in found]
+        items = [bytes(item).decode() for item in found]
+        if items or self._known.get(user_id):
+            self._known.put(user_id, items)
+        return items
 
 
 def _state(stored: list[str]) -> ContextRead:

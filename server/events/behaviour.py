@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from structlog.typing import FilteringBoundLogger
@@ -20,6 +20,7 @@ from server.context import InMemoryUserContexts, StoredUserContexts
 from server.events.exposures import ExposureQueue
 from server.events.log import BehaviourLog
 from server.events.metrics import BehaviourMetrics
+from server.events.records import Event
 from server.experiment.assignment import unit_of
 from server.experiment.records import NO_EXPERIMENT, ONLY_ARM, SIMULATED_USER, Exposure
 from server.metrics import Metrics
@@ -56,6 +57,7 @@ class Behaviour:
             keys,
             InMemoryUserContexts(settings.remembered_users, settings.remembered_items),
             self.metrics,
+            settings.remembered_users,
             settings.remembered_items,
             settings.context_budget_ms / 1000,
         )
@@ -65,6 +67,14 @@ class Behaviour:
         self._with_queries = settings.exposure_queries
         self._redis = redis
         self._server = server
+
+    async def take(self, events: Sequence[Event]) -> list[bool]:
+        """For each event whether it is new. Raises as `BehaviourLog.take` does."""
+        taken = await self.log.take(events)
+        for event, new in zip(events, taken, strict=True):
+            if new and event.touches:
+                self.contexts.took(event.user_id or "", event.item_id)
+        return taken
 
     def shown(
         self, request: SearchRequest, answer: SearchResponse, share: float | None = None

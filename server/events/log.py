@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from server.events.records import START, Entry, Event, Log, exposure_to_json, table_of
 from server.experiment.assignment import unit_of
-from server.experiment.records import CLICK, ORDER, Exposure
+from server.experiment.records import Exposure
 from server.redis import scripts
 from server.redis.connection import Argument, RedisConnection
 from server.redis.keys import (
@@ -59,8 +59,7 @@ class BehaviourLog:
         arguments: list[Argument] = [EVENT_ENTRIES, self._retention_ms, SEEN_TTL_S, RECENT_TTL_S]
         arguments.append(self._recent_items)
         for event in events:
-            touched = event.user_id is not None and event.kind in (CLICK, ORDER)
-            recent = self._keys.recent(event.user_id) if touched and event.user_id else ""
+            recent = self._keys.recent(event.user_id or "") if event.touches else ""
             keys += (self._keys.seen(event.event_id), recent)
             arguments += (event.to_json(), event.time, event.item_id)
         return [bool(new) for new in await self._redis.script(scripts.TAKE_EVENTS, keys, arguments)]

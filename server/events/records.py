@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 import pyarrow as pa
 
-from server.experiment.records import Exposure
+from server.experiment.records import CLICK, ORDER, Exposure
 from server.redis.keys import Keys
 
 
@@ -88,6 +88,11 @@ class Event:
     time: float
     position: int | None = None
     simulated: bool = False
+
+    @property
+    def touches(self) -> bool:
+        """Whether it says what its user is interested in."""
+        return self.user_id is not None and self.kind in (CLICK, ORDER)
 
     def to_json(self) -> bytes:
         """As it is kept; what is not known is left out."""

@@ -35,6 +35,7 @@ TASTE_DEVIATION = 0.5
 ATTEMPTS = 5
 MAX_WAIT_S = 10.0
 TIMEOUT_S = 30.0
+BUSY_STATUS = 503
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,7 +183,7 @@ async def _post(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dic
         if response.is_success:
             return response.json()
         told = f"{response.status_code} {_detail(response)}"
-        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        if response.status_code != BUSY_STATUS:
             break
         wait_s = float(response.headers.get("Retry-After", 2**attempt))
         await asyncio.sleep(min(wait_s, MAX_WAIT_S))

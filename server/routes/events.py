@@ -41,7 +41,7 @@ async def post_events(request: Request) -> Response:
     if not batch.events:
         raise nothing_taken(batch.rejected)
     try:
-        new = await behaviour.log.take(batch.events)
+        new = await behaviour.take(batch.events)
     except RedisUnavailable as error:
         behaviour.metrics.events(failed=len(batch.events))
         gateway.log.warning("events not taken", events=len(batch.events), detail=str(error))
