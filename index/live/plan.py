@@ -62,7 +62,9 @@ def plan(items: LiveItems, changes: Sequence[Change | Accepted]) -> Plan:
     moved: dict[str, int] = {}
     n_rows = len(items)
     rows = np.maximum(np.array(known, dtype=np.int64), 0)
-    present = {name: getattr(items, name)[rows].tolist() for name in NUMBERS} if n_rows else {}
+    present: dict[str, list[float]] = (
+        {name: getattr(items, name)[rows].tolist() for name in NUMBERS} if n_rows else {}
+    )
 
     for index, (change, item_id, row) in enumerate(zip(changes, ids, known, strict=True)):
         if moved:
