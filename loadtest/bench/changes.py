@@ -184,7 +184,7 @@ def search_rows(bed: Bed, quick: bool) -> list[Row]:
     with _frozen(), another_stream(bed.snapshot, bed.n_items, slices * SLICE_S) as beside:
         states: dict[str, Callable[[], AbstractContextManager[None]]] = {
             WITHOUT: nullcontext,
-            BESIDE: beside,
+            BESIDE: beside.running,
             OURS: lambda: stream.running(calls),
         }
         for number in range(slices):
@@ -203,6 +203,7 @@ def search_rows(bed: Bed, quick: bool) -> list[Row]:
         "acknowledged_per_s": round(stream.acknowledged / stream.seconds),
         "acknowledged_ms_p50": round(float(np.median(stream.waits_ms)), 2),
         "acknowledged_ms_p99": round(float(np.quantile(stream.waits_ms, 0.99)), 2),
+        "acknowledged_per_s_beside": beside.acknowledged_per_s,
         "searches": {name: len(sample) for name, sample in taken.items()},
     }
     found: list[Row] = []

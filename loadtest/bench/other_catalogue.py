@@ -6,7 +6,8 @@ beside it take longer is what two more busy processes cost on this machine.
     python -m loadtest.bench.other_catalogue SNAPSHOT ITEMS SECONDS
 
 It makes changes for so many seconds, says that it is ready, and then reads lines: at every odd one
-the stream begins, at every even one it ends. It answers each with a line.
+the stream begins, at every even one it ends. It answers each with a line, an even one with the
+changes that were acknowledged per second so far.
 """
 
 from __future__ import annotations
@@ -16,17 +17,32 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from index.live.catalogue import LiveCatalogue, LiveSettings
 
 
+@dataclass(slots=True, eq=False)
+class OtherStream:
+    """Streams while a block of `running` is open."""
+
+    say: Callable[[str], str]
+    acknowledged_per_s: int = 0
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        self.say("begin")
+        try:
+            yield
+        finally:
+            self.acknowledged_per_s = int(self.say("end"))
+
+
 @contextmanager
-def another_stream(
-    snapshot: Path, n_items: int, seconds: float
-) -> Generator[Callable[[], AbstractContextManager[None]]]:
-    """Something that streams changes while a block of it is open, for `seconds` in all."""
+def another_stream(snapshot: Path, n_items: int, seconds: float) -> Generator[OtherStream]:
+    """A stream to a catalogue of its own, for `seconds` in all."""
     command = [sys.executable, "-m", "loadtest.bench.other_catalogue"]
     with subprocess.Popen(
         [*command, str(snapshot), str(n_items), str(seconds)],
@@ -36,24 +52,17 @@ def another_stream(
     ) as child:
         assert child.stdin is not None and child.stdout is not None
 
-        def say(text: str) -> None:
+        def say(text: str) -> str:
             assert child.stdin is not None and child.stdout is not None
             child.stdin.write(f"{text}\n")
             child.stdin.flush()
-            if not child.stdout.readline():
+            if not (answer := child.stdout.readline()):
                 raise RuntimeError("the other catalogue's process ended")
-
-        @contextmanager
-        def running() -> Generator[None]:
-            say("begin")
-            try:
-                yield
-            finally:
-                say("end")
+            return answer
 
         if not child.stdout.readline():
             raise RuntimeError("the other catalogue's process ended before it was ready")
-        yield running
+        yield OtherStream(say)
         # It ends with its input, which leaving the block closes.
 
 
@@ -79,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
             with stream.running(calls):
                 print("begun", flush=True)
                 sys.stdin.readline()
-            print("ended", flush=True)
+            print(round(stream.acknowledged / stream.seconds), flush=True)
 
 
 if __name__ == "__main__":

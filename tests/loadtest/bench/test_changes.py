@@ -35,3 +35,4 @@ def test_changes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = changes.rows(quick=True)
     assert {row["unit"] for row in rows} == {"ms", "changes per s"}
     assert rows[-1]["acknowledged_per_s"] > 0
+    assert rows[-1]["acknowledged_per_s_beside"] > 0
