@@ -149,9 +149,9 @@ class Challenger:
         except ArtifactError as error:
             self._log.warning("event not written", detail=str(error))
 
-    def look(self) -> Verdict | None:
+    async def look(self) -> Verdict | None:
         """Whether the canary is clearly worse than the champion."""
-        return None if self._trial is None else self._trial.look()
+        return None if self._trial is None else await self._trial.look()
 
     def wait(self, seconds: float) -> None:
         """It could not be stopped; try again later."""

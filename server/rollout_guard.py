@@ -67,8 +67,14 @@ class Guard:
 
     def begin(self, live: Loaded, old: Loaded, before: Sample, state: Aliases) -> None:
         """`live` is served in place of `old`: it is on trial, unless that took something back."""
+        trial, self._trial = self._trial, None
+        if trial is not None and trial.version == old.version:
+            same = live.generation.parts == old.generation.parts
+            if same and state.previous == trial.against:
+                # Its catalogue was compacted: the same weights go on under another name.
+                trial.version, self._trial = live.version, trial
+                return
         forward = state.what != "rollback" and state.champion == live.version
-        self._trial = None
         if forward and state.previous == old.version and self._settings.rollback_window_s > 0:
             self._trial = Trial.after_promotion(
                 (live.version, old.version),
@@ -84,7 +90,7 @@ class Guard:
         if trial is not None and trial.is_over:
             self._log.info("generation kept", generation=trial.version)
             self._trial = trial = None
-        verdict = None if trial is None else trial.look()
+        verdict = None if trial is None else await trial.look()
         if trial is None or verdict is None:
             return False
         done = await self._take_back("rollback", trial.version, verdict, roll_back)
@@ -95,7 +101,7 @@ class Guard:
 
     async def judge_canary(self, challenger: Challenger, stop: Act) -> None:
         """Stop a canary that is clearly worse than the champion."""
-        version, verdict = challenger.version, challenger.look()
+        version, verdict = challenger.version, await challenger.look()
         if version is not None and verdict is not None:
             self.stops += await self._take_back("canary-stop", version, verdict, stop)
             challenger.wait(RETRY_S)

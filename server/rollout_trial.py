@@ -7,6 +7,7 @@ canary is on trial as long as it lasts, against what the champion does meanwhile
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,16 +37,16 @@ class Trial:
     def __init__(
         self,
         versions: tuple[str, str],
-        new: Callable[[], Sample],
-        old: Callable[[], Sample],
-        count: Callable[[], int],
+        samples: Callable[[], tuple[Sample, Sample]],
+        counts: Callable[[], tuple[int, int]],
         tolerance: Tolerance,
         window_s: float | None,
     ) -> None:
-        """`versions`: the generation, and the one that it is compared with. `count`: the length of
-        `new()`, at less cost. `window_s`: None where both are measured at the same time."""
+        """`versions`: the generation, and the one that it is compared with. `samples`: of both;
+        `counts`: how long they are, at less cost. `window_s`: None where both are measured at the
+        same time."""
         self.version, self.against = versions
-        self._new, self._old, self._count = new, old, count
+        self._samples, self._counts = samples, counts
         self._tolerance = tolerance
         self._until = None if window_s is None else time.monotonic() + window_s
         self._looks = self._at_last_look = 0
@@ -64,9 +65,8 @@ class Trial:
         since = time.monotonic()
         return cls(
             versions,
-            lambda: figures.since(parts, since),
-            lambda: before,
-            lambda: figures.count(parts, since),
+            lambda: (figures.since(parts, since), before),
+            lambda: (figures.count(parts, since), len(before)),
             tolerance_of(own),
             own.rollback_window_s,
         )
@@ -84,9 +84,14 @@ class Trial:
         since = time.monotonic()
         return cls(
             versions,
-            lambda: figures.since(challenger, since, CHALLENGER),
-            lambda: figures.since(champion, since, CHAMPION),
-            lambda: figures.count(challenger, since, CHALLENGER),
+            lambda: (
+                figures.since(challenger, since, CHALLENGER),
+                figures.since(champion, since, CHAMPION),
+            ),
+            lambda: (
+                figures.count(challenger, since, CHALLENGER),
+                figures.count(champion, since, CHAMPION),
+            ),
             tolerance_of(own),
             None,
         )
@@ -96,16 +101,18 @@ class Trial:
         """Whether its window has passed."""
         return self._until is not None and time.monotonic() >= self._until
 
-    def look(self) -> Verdict | None:
+    async def look(self) -> Verdict | None:
         """A verdict, if there is something new to see and it is clear."""
         if time.monotonic() < self._not_before:
             return None
-        count = self._count()
+        count, _ = self._counts()
         if not worth_a_look(count, self._at_last_look, self._tolerance):
             return None
         self._looks, self._at_last_look = self._looks + 1, count
-        return judge(
-            self._new(), self._old(), self._tolerance, self._looks, same_time=self._until is None
+        new, old = self._samples()
+        same_time = self._until is None
+        return await asyncio.to_thread(
+            judge, new, old, self._tolerance, self._looks, same_time=same_time
         )
 
     def wait(self, seconds: float) -> None:
@@ -114,9 +121,7 @@ class Trial:
 
     def status(self) -> TrialStatus:
         left = None if self._until is None else max(self._until - time.monotonic(), 0.0)
-        return TrialStatus(
-            self.version, self.against, self._count(), len(self._old()), self._looks, left
-        )
+        return TrialStatus(self.version, self.against, *self._counts(), self._looks, left)
 
 
 def tolerance_of(settings: Settings) -> Tolerance:

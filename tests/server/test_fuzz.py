@@ -38,7 +38,7 @@ ADMIN = [
     ("GET", "/admin/generations"),
     *(
         ("POST", f"/admin/generations/{{version}}:{what}")
-        for what in ("load", "promote", "rollback")
+        for what in ("load", "promote", "rollback", "canary", "canary-stop")
     ),
 ]
 
