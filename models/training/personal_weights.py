@@ -9,22 +9,22 @@ ones are compared with, so that a gain is the history's and not the fitting's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decoding.engine import Hypotheses
+from decoding.engine import Hypotheses, Prompt
 from index.rescoring import FEATURES, NON_NEGATIVE, RescoringWeights, features, fit_vector
 from index.snapshot import Snapshot
 from index.taste import TASTE_FEATURES, PersonalWeights, TasteTable, TasteWeights
 from models.query import QueryPrompts
 from models.ranking import Candidates, candidates_of
-from models.training.evaluate import SearchBatch
 from models.training.visits import Visit
 
 FloatArray = NDArray[np.float32]
+SearchBatch = Callable[[Sequence[Prompt], int], list[Hypotheses]]
 MIN_VISITS = 20
 SEARCH_BATCH = 16
 
