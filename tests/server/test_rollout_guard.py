@@ -1,16 +1,23 @@
 """What serves clearly worse is taken back, once, and stays so."""
 
+import io
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from models.registry import promotion
+from models.registry.aliases import Aliases
 from models.registry.canary import start_canary
+from server.figures import Figures
+from server.logs import make_logger
 from server.pipeline import Pipeline
+from server.rollout_guard import Guard
+from server.settings import Settings
 
 SLOW_S = 0.4
 OWN = {"rollback_searches": 40, "patience": 0}
@@ -131,7 +138,28 @@ def test_a_slow_canary_is_stopped(
     assert set(searches(client, 20)) == {200}
 
 
-def test_what_is_no_worse_stays_and_without_a_window_nothing_is_judged(
+def test_a_trial_goes_on_when_the_catalogue_is_compacted(published: Any):
+    def loaded(version: str, model: str) -> Any:
+        return SimpleNamespace(version=version, generation=SimpleNamespace(parts=(model, "s")))
+
+    def begin(live: Any, was: Any, what: str, previous: str) -> None:
+        state = Aliases(1, live.version, previous=previous, what=what)
+        guard.begin(live, was, figures.last(was.generation.parts, 60), state)
+
+    figures, log = Figures(), make_logger("error", io.StringIO())
+    guard = Guard(published.registry, figures, Settings(**OWN), log, str)
+    old, new, compacted = loaded("g1", "m1"), loaded("g2", "m2"), loaded("g3", "m2")
+    begin(new, old, "promote", "g1")
+    assert guard.trial is not None
+    assert [guard.trial.generation, guard.trial.against] == ["g2", "g1"]
+    begin(compacted, new, "compact", "g1")
+    assert guard.trial is not None
+    assert [guard.trial.generation, guard.trial.against] == ["g3", "g1"]
+    begin(old, compacted, "rollback", "g3")
+    assert guard.trial is None
+
+
+def test_without_a_window_nothing_is_judged(
     published: Any, follow: Callable[..., httpx.Client], spoil: Spoil
 ):
     client = follow(**OWN, rollback_window_s=0)
