@@ -97,8 +97,13 @@ def simulate(
         float, typer.Option(min=1, max=100, help="With --server: mean of each user.")
     ] = 3.0,
     lift: Annotated[
-        float, typer.Option(min=-0.9, max=5.0, help="Planted relative lift of item CTR.")
-    ] = SIMULATED_LIFT,
+        float | None,
+        typer.Option(
+            min=-0.9,
+            max=5.0,
+            help=f"Planted relative lift of item CTR: {SIMULATED_LIFT}, none with --server.",
+        ),
+    ] = None,
     shares: Annotated[
         str, typer.Option(help="Shares of the arms; with --server it has its own.")
     ] = "champion=0.5,challenger=0.5",
@@ -110,9 +115,10 @@ def simulate(
     if (folder is None) == (server is None) or (server is None) != (dataset is None):
         raise ConfigError("give a folder, or --server with --dataset")
     if server is not None and dataset is not None:
-        _visit(server, dataset, users or VISITORS, searches, lift, seed, as_json)
+        _visit(server, dataset, users or VISITORS, searches, lift or 0.0, seed, as_json)
     elif folder is not None:
-        _write(folder, users or SIMULATED_USERS, lift, shares, seed, as_json)
+        planted = SIMULATED_LIFT if lift is None else lift
+        _write(folder, users or SIMULATED_USERS, planted, shares, seed, as_json)
 
 
 def _visit(

@@ -62,8 +62,11 @@ def test_the_description_covers_every_route(plain: Any):
     description = plain.get("/openapi.json").json()
     assert description["paths"].keys() == {
         *("/v1/search", "/v1/items", "/v1/items/{item_id}", "/livez", "/readyz", "/metrics"),
-        *("/v1/models", "/admin/generations"),
-        *(f"/admin/generations/{{version}}:{what}" for what in ("load", "promote", "rollback")),
+        *("/v1/models", "/v1/events", "/admin/generations"),
+        *(
+            f"/admin/generations/{{version}}:{what}"
+            for what in ("load", "promote", "rollback", "canary", "canary-stop")
+        ),
     }
     assert "ProblemDetails" in description["components"]["schemas"]
     assert "HTTPValidationError" not in str(description)
