@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from index import artifact
-from index.dataset import Dataset
+from index.dataset import EVENT_KINDS, Dataset
 from index.errors import ConfigError, DataError
 from index.importers.formats import FORMATS, Imported, import_dataset
 from index.importers.mapping import Mapping, load_mapping
@@ -98,6 +99,39 @@ def validate_command(
         _print_validation(validation)
     if not validation.ok:
         raise typer.Exit(EXIT_BROKEN)
+
+
+@app.command("simulate")
+def simulate_command(
+    dataset: Annotated[Path, typer.Argument(help="Dataset with judgments, without events.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Dataset directory to write.")],
+    users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 2000,
+    sessions: Annotated[int, typer.Option(min=1, help="Simulated searches.")] = 30_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 7,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """DATASET with users, clicks and orders drawn from a click model; all of it is simulated."""
+    from index.importers.simulated_behaviour import SimulationSettings, simulate_behaviour
+
+    settings = SimulationSettings(users=users, sessions=sessions, seed=seed)
+    made = simulate_behaviour(Dataset.open(dataset), out, settings, overwrite=overwrite)
+    kinds = Counter(made.events.column("kind").to_pylist())
+    facts = {
+        "dataset": str(out),
+        "version": made.version,
+        "simulated": True,
+        "users": users,
+        "sessions": sessions,
+        "events": dict(kinds),
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        counted = ", ".join(f"{kinds[kind]:,} {kind}s" for kind in EVENT_KINDS)
+        typer.echo(f"{out}: simulated, {counted}; version {made.version}")
 
 
 @app.command("export-judgments")
