@@ -20,9 +20,9 @@ from structlog.typing import FilteringBoundLogger
 
 from decoding.engine import Engine, EngineStats
 from decoding.errors import GenerationReplaced
-from decoding.native.runner import Runner
 from index.live.changes import Change
 from index.live.view import CatalogueView
+from models.personal import bonus_of
 from models.ranking import rank_candidates
 from server.candidates import chosen_candidates
 from server.catalogue_change import change_catalogue
@@ -37,6 +37,7 @@ from server.keywords.reader import KeywordReader, LookUp
 from server.keywords.search import keyword_facts, keyword_request, prompt_terms
 from server.metrics import Metrics
 from server.preparation import Preparation, Prepared, notes
+from server.runners import Runners
 from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
 from server.settings import Settings
@@ -278,8 +279,9 @@ class Pipeline:
         one snapshot; gives it back as it is then. It answers nobody until `assign`."""
         async with self._promoting:
             generation = await self._in_thread(generation.succeeding, self._generations.live)
-            if isinstance(generation.runner, Runner):
-                await self._in_thread(generation.runner.warm_up)
+            # One set of weights more: only engines that are handed runners take that.
+            assert isinstance(generation.runners, Runners)
+            await self._in_thread(generation.runners.warm_up)
             self._generations.challenge(generation)
         return generation
 
@@ -382,11 +384,14 @@ class Pipeline:
         retrieved = self._settings.retrieval_candidates
         if found.hypotheses is None:
             retrieved = self._settings.fallback_candidates
-        query, embedding, weights = prepared.query, prepared.embedding, generation.weights
+        query, embedding = prepared.query, prepared.embedding
         mask = None if prepared.allowed is None else prepared.allowed.mask
         beam = found.hypotheses
         chosen = chosen_candidates(view, query, embedding, beam, mask, retrieved)
-        ranked = rank_candidates(view, weights, query, embedding, chosen)
+        weights, taste = bonus_of(
+            generation.personal, generation.weights, prepared.history, chosen.rows, view
+        )
+        ranked = rank_candidates(view, weights, query, embedding, chosen, taste)
         hits = hits_of(view, weights, ranked, beam, request.limit, explain=request.explain)
         return hits, len(ranked.rows)
 

@@ -32,6 +32,11 @@ class Runners:
         fitting = (runner for runner in self._kept if runner.trie is view.base.trie)
         return next(fitting, self.newest)
 
+    def warm_up(self) -> None:
+        """Compile what the first search would compile."""
+        if self.newest is not None:
+            self.newest.warm_up()
+
     def drop(self) -> None:
         """Let go of the weights; nobody searches with them any more."""
         self._kept = ()
