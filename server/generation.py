@@ -22,12 +22,13 @@ from decoding.native.product import Precision, computing_type
 from decoding.native.runner import Runner, make_runner
 from decoding.weights import DecoderWeights
 from index import artifact
-from index.errors import ConfigError
+from index.errors import ArtifactError, ConfigError
 from index.live.catalogue import LiveCatalogue, LiveSettings
 from index.live.view import CatalogueView
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
+from models.personal import PersonalRanking
 from models.query import QueryPrompts
 from models.registry.pairing import check_parts
 from server.catalogue import open_catalogue, settled_view
@@ -60,6 +61,8 @@ class Generation:
     weights: RescoringWeights
     runners: Runners | HeldByEngine | None = None
     """What the engine searches it with; None where nobody searches it yet."""
+    personal: PersonalRanking | None = None
+    """What a history adds to the ranking; None where the checkpoint has no weights for it."""
 
     @classmethod
     def open(
@@ -96,7 +99,12 @@ class Generation:
             source = CatalogueView.of(source)
         snapshot = source.view.base if isinstance(source, LiveCatalogue) else source.base
         weights = check_parts(snapshot, checkpoint)
-        return cls(source, checkpoint, QueryPrompts.of(snapshot.codec, checkpoint), weights)
+        try:
+            personal = PersonalRanking.of(checkpoint.settings.rescoring, snapshot)
+        except ConfigError as error:
+            raise ArtifactError(f"checkpoint {checkpoint.path}: {error}") from None
+        prompts = QueryPrompts.of(snapshot.codec, checkpoint)
+        return cls(source, checkpoint, prompts, weights, personal=personal)
 
     def with_runner(self, device: str = "cpu", precision: Precision = "float32") -> Generation:
         """The same with the checkpoint's weights loaded on `device`. "auto" is bfloat16 on a GPU,

@@ -28,7 +28,8 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """`embedding` float32 (d,). `beam_width` is 0 where the filters leave nothing."""
+    """`embedding` float32 (d,). `beam_width` is 0 where the filters leave nothing. `history`: the
+    rows of known history items, oldest first, int64 (n,)."""
 
     query: str
     embedding: NDArray[np.float32]
@@ -36,6 +37,7 @@ class Prepared:
     allowed: Allowed | None
     beam_width: int
     unknown_history: int
+    history: NDArray[np.int64]
 
 
 class Preparation:
@@ -71,6 +73,7 @@ class Preparation:
             allowed,
             min(request.beam_width or self._beam_width, n_legal),
             len(rows) - len(known),
+            known,
         )
 
     def _embedding(

@@ -11,21 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses, Prompt
+from index.dataset import Dataset
 from index.rescoring import FEATURES, NON_NEGATIVE, RescoringWeights, features, fit_vector
 from index.snapshot import Snapshot
 from index.taste import TASTE_FEATURES, PersonalWeights, TasteTable, TasteWeights
+from models.personal import PERSONAL
 from models.query import QueryPrompts
 from models.ranking import Candidates, candidates_of
-from models.training.visits import Visit
+from models.training.visits import Visit, read_visits
 
 FloatArray = NDArray[np.float32]
 SearchBatch = Callable[[Sequence[Prompt], int], list[Hypotheses]]
 MIN_VISITS = 20
+MAX_FITTED_VISITS = 1_000
 SEARCH_BATCH = 16
 
 
@@ -105,3 +109,24 @@ def fit_personal(
         table = searcher.table(visit, embedded[visit.query], found, history=history)
         tables.append((table, gains_of(visit, found.rows)))
     return fit_weights(tables)
+
+
+def personal_settings(
+    dataset: Dataset,
+    snapshot: Snapshot,
+    prompts: QueryPrompts,
+    search: SearchBatch,
+    beam_width: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What a checkpoint's `rescoring` says of users with a history: {} where the dataset has too
+    few validation searches of such users, else their weights under `models.personal.PERSONAL`."""
+    visits = [v for v in read_visits(dataset, "validation") if v.history]
+    if len(visits) > MAX_FITTED_VISITS:
+        random = np.random.default_rng(seed)
+        chosen = np.sort(random.choice(len(visits), MAX_FITTED_VISITS, replace=False))
+        visits = [visits[i] for i in chosen]
+    taste = TasteTable.of(dataset.items)
+    searcher = VisitSearch(snapshot, prompts, search, beam_width, taste)
+    fitted = fit_personal(searcher, visits)
+    return {} if fitted is None else {PERSONAL: fitted.to_json()}
