@@ -28,6 +28,7 @@ from models.tokenizer import Tokenizer
 from models.training import state
 from models.training.evaluate import Searchers, fit_weights, unconstrained_valid_rate
 from models.training.parallel import gathered, this_process, wait, whole
+from models.training.personal_weights import personal_settings
 from models.training.relevance import relevant_rows
 from models.transformer import Qwen3
 
@@ -95,6 +96,9 @@ def fit_rescoring(
         "hybrid_rescored": retrieval.to_json(),
         "fitted_at_beam": FITTING_BEAM,
     }
+    rescoring |= personal_settings(
+        dataset, snapshot, prompts, runner.search_batch, FITTING_BEAM, seed
+    )
     texts = list(truth)[:VALID_RATE_QUERIES]
     embedded = snapshot.embed_queries(texts)
     asked = prompts.prompts(texts, embedded, [()] * len(texts))
