@@ -97,3 +97,43 @@ def test_the_key_module_lists_every_key_that_the_program_uses():
         assert name.startswith("shop:1:")
         kind = ":".join(name.removeprefix("shop:1:").split(":")[:2])
         assert kind in documented, kind
+
+
+def test_a_subscription_hears_and_finds_out_when_redis_hangs(
+    redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("server.redis.connection.QUIET_S", 0.1)
+
+    async def listen() -> None:
+        connection = RedisConnection(redis_server.url, 1.0)
+        pid = redis_server.pid
+        assert pid is not None
+        async with connection.subscribed("news") as subscription:
+            for message in (b"one", b""):
+                assert await connection.command("PUBLISH", "news", message) == 1
+                assert await subscription.next() == message
+            # Pings are answered meanwhile, and are no messages.
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await subscription.next()
+        async with connection.subscribed("news") as subscription:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(RedisUnavailable, match="does not answer"):
+                    await subscription.next()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        await connection.close()
+
+    asyncio.run(listen())
+
+
+def test_a_subscription_without_redis_is_one_error_at_once():
+    async def listen() -> None:
+        connection = RedisConnection("redis://127.0.0.1:1/0", 0.5)
+        with pytest.raises(RedisUnavailable, match="does not answer"):
+            async with connection.subscribed("news"):
+                pytest.fail("there is nobody to hear")
+        await connection.close()
+
+    asyncio.run(listen())
