@@ -7,7 +7,7 @@ PORT ?= $(or $(ONESEARCH_PORT),8080)
 PYTEST_ARGS ?=
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py
+VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py tests/server/test_vllm_swap.py
 BENCH ?= trie decode filters changes engine overload keywords parity
 
 .PHONY: setup demo test lint types contract check bench bench-env vllm-env test-vllm gpu-check clean
