@@ -53,16 +53,19 @@ class VisitSearch:
         self, visits: Sequence[Visit], embedded: dict[str, FloatArray], *, history: bool
     ) -> list[Hypotheses]:
         """The beam of each visit, with the user's history in the prompt or without."""
-        leaf_of_row, trie = self.snapshot.postings.leaf_of_row, self.snapshot.trie
         found: list[Hypotheses] = []
         for start in range(0, len(visits), SEARCH_BATCH):
             part = visits[start : start + SEARCH_BATCH]
-            past = [np.array(v.history if history else (), np.int64) for v in part]
-            sids = [list(trie.codes_of_leaves(leaf_of_row[rows].astype(np.int64))) for rows in past]
+            sids = [list(self.codes_of(v.history if history else ())) for v in part]
             vectors = np.stack([embedded[v.query] for v in part])
             prompts = self.prompts.prompts([v.query for v in part], vectors, sids)
             found += self.search(prompts, self.beam_width)
         return found
+
+    def codes_of(self, rows: Sequence[int]) -> NDArray[np.int32]:
+        """SIDs of item rows, int32 (n, L)."""
+        leaves = self.snapshot.postings.leaf_of_row[np.array(rows, np.int64)]
+        return self.snapshot.trie.codes_of_leaves(leaves.astype(np.int64))
 
     def table(
         self, visit: Visit, embedding: FloatArray, candidates: Candidates, *, history: bool

@@ -18,10 +18,11 @@ from index.taste import MAX_HISTORY, TasteTable
 from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
 from models.training.leakage import check_leakage
+from models.training.next_item_evaluation import evaluate_next, read_cases
 from models.training.personal_evaluation import evaluate_visits
 from models.training.personal_weights import VisitSearch
 from models.training.visit_slices import searches_by_query, slices_of
-from models.training.visits import Visit, read_visits
+from models.training.visits import Visit, read_choices, read_visits, rows_by_id
 
 MAX_VISITS = 4_000
 
@@ -53,7 +54,16 @@ def run_personal(
         for split in ("validation", "test")
     )
     slices = slices_of(test, training, searches_by_query(dataset))
+    following = read_cases(dataset, "test") if has_sequences(dataset) else []
     report = evaluate_visits(searcher, validation, test, slices, seed=seed, progress=progress)
+    if following:
+        sequences = [
+            [choice.row for choice in found]
+            for found in read_choices(dataset.events_before_cut(), rows_by_id(dataset)).values()
+        ]
+        report["next_item"] = evaluate_next(
+            searcher, following, sequences, seed=seed, progress=progress
+        )
     return report | {
         "validation_visits": len(validation),
         "dataset_version": dataset.version,
@@ -62,6 +72,12 @@ def run_personal(
         "simulated": dataset.simulated or checkpoint.settings.simulated,
         "queries_derived": dataset.queries_derived,
     }
+
+
+def has_sequences(dataset: Dataset) -> bool:
+    """Whether choices without a query are worth foretelling: the source marked its steps, and its
+    queries are only derived."""
+    return dataset.queries_derived
 
 
 def visit_search(

@@ -36,6 +36,8 @@ def evaluate_visits_command(
         for pair, row in found["differences"].items():
             console.print(f"  {pair}: {_change(row)}")
         console.print(_slices(target, found))
+    if "next_item" in report:
+        console.print(_next_item(report["next_item"]))
 
 
 def _methods(report: dict[str, Any], target: str, found: dict[str, Any]) -> Table:
@@ -61,6 +63,16 @@ def _slices(target: str, found: dict[str, Any]) -> Table:
         figures = [f"{row['methods'][method]['hr@10']:.3f}" for method in names]
         changes = [_change(row["differences"][pair], "hr@10") for pair in pairs]
         table.add_row(name, str(row["visits"]), *figures, *changes)
+    return table
+
+
+def _next_item(found: dict[str, Any]) -> Table:
+    title = f"next item without a query, {found['cases']} choices of {found['users']} users"
+    table = Table("method", "hr@10", "95 %", "ndcg@10", title=title)
+    for name, row in found["methods"].items():
+        low, high = row["ci95"]["hr@10"]
+        cells = (f"{row['hr@10']:.3f}", f"{low:.3f} – {high:.3f}", f"{row['ndcg@10']:.3f}")
+        table.add_row(name, *cells)
     return table
 
 
