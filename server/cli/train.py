@@ -75,6 +75,13 @@ def sft(
     prior_beta: Annotated[
         float | None, typer.Option(min=0, help="Codebook prior; 0 for none.")
     ] = None,
+    user_sid: Annotated[
+        bool, typer.Option("--user-sid", help="Prompts with a history begin with user SIDs.")
+    ] = False,
+    next_item_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Of stage 3: users' sequences without a query."),
+    ] = None,
     save_every_s: SaveEvery = None,
     recompute: Recompute = False,
     device: Device = "auto",
@@ -86,7 +93,7 @@ def sft(
     from index.dataset import Dataset
     from index.snapshot import Snapshot
     from models.training.keyword_table import read_keywords
-    from models.training.run_sft import SftRun, run_sft
+    from models.training.run_sft import SERVING_PROMPT, SftRun, run_sft
     from models.training.sft import SftSettings
 
     if keywords is None and (thoughts is not None or keyword_share is not None):
@@ -108,7 +115,8 @@ def sft(
         seed=seed,
     )
     settings = SftSettings(**given)
-    mixture = replace(settings.mixture, **chosen(thought_tasks=tasks, keyword_share=keyword_share))
+    shares = chosen(keyword_share=keyword_share, next_item_share=next_item_share)
+    mixture = replace(settings.mixture, **chosen(thought_tasks=tasks), **shares)
     start = partial(
         SftRun,
         Dataset.open(dataset),
@@ -116,6 +124,7 @@ def sft(
         checkpoint,
         init=init,
         keywords=read_keywords(keywords) if keywords is not None else None,
+        prompt=replace(SERVING_PROMPT, user_sid=user_sid),
         overwrite=overwrite,
     )
 
