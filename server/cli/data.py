@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import orjson
@@ -132,6 +133,30 @@ def simulate_command(
     else:
         counted = ", ".join(f"{kinds[kind]:,} {kind}s" for kind in EVENT_KINDS)
         typer.echo(f"{out}: simulated, {counted}; version {made.version}")
+
+
+@app.command("demo-shop")
+def demo_shop_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Dataset directory to write.")],
+    items: Annotated[int, typer.Option(min=60, help="Items of the shop.")] = 6000,
+    users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 2000,
+    sessions: Annotated[int, typer.Option(min=1, help="Simulated searches.")] = 12_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 7,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """The simulated shop of `onesearch demo` as a dataset, in any size."""
+    from index.importers.demo_shop import generate
+
+    with TemporaryDirectory() as folder:
+        generate(Path(folder), seed=seed, n_items=items, n_users=users, n_sessions=sessions)
+        imported = import_dataset("jsonl", Path(folder), out, overwrite=overwrite)
+    if as_json:
+        _print_json(imported.to_json())
+    else:
+        _print_import(imported)
 
 
 @app.command("export-judgments")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from index.dataset import write_dataset
+from index.dataset import Dataset, write_dataset
 from index.errors import ArtifactError, ConfigError, DataError
 from server.cli.data import app
 
@@ -87,3 +87,41 @@ def test_validate_reports_and_fails_on_broken_data(tmp_path: Path) -> None:
     assert "broken: items: empty title" in shown.stdout
     missing = runner.invoke(app, ["validate", str(tmp_path / "none")])
     assert isinstance(missing.exception, ArtifactError)
+
+
+def test_validate_names_leaks(tmp_path: Path) -> None:
+    def event(time: float, split: str) -> dict[str, object]:
+        return {
+            "session_id": split,
+            "user_id": "u",
+            "query": None,
+            "item_id": "a",
+            "kind": "click",
+            "time": time,
+            "split": split,
+        }
+
+    events = [event(1, "test"), event(2, "train")]
+    write_dataset(tmp_path / "d", items=[{"item_id": "a", "title": "a"}], events=events)
+    result = CliRunner().invoke(app, ["validate", str(tmp_path / "d"), "--json"])
+    assert result.exit_code == 1
+    [problem] = json.loads(result.stdout)["problems"]
+    assert problem.startswith("leak: training events after the user's first held-out event")
+
+
+def test_simulated_behaviour_and_demo_shop(tmp_path: Path) -> None:
+    shop, judged = tmp_path / "shop", tmp_path / "judged"
+    command = ["demo-shop", str(shop), "--items", "120", "--users", "10", "--sessions", "50"]
+    made = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    assert json.loads(made.stdout)["rows"]["items"] == 120
+    opened = Dataset.open(shop)
+    assert opened.simulated
+    write_dataset(judged, items=opened.items.to_pylist(), judgments=opened.judgments.to_pylist())
+    command = ["simulate", str(judged), str(tmp_path / "o"), "--users", "5", "--sessions", "30"]
+    found = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    facts = json.loads(found.stdout)
+    assert facts["simulated"] is True
+    assert facts["events"]["impression"] == 300
+    assert Dataset.open(tmp_path / "o").simulated
+    again = CliRunner().invoke(app, command)
+    assert isinstance(again.exception, ArtifactError)
