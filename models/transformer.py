@@ -174,7 +174,7 @@ class Qwen3(nn.Module):
         """
         embeddings = inputs_embeds
         if embeddings is None:
-            embeddings = self.model.embed_tokens(_required(token_ids))
+            embeddings = self._looked_up(_required(token_ids))
         compute_type = _compute_type(embeddings)
         _, length, _ = embeddings.shape
         if position_ids is None:
@@ -204,6 +204,13 @@ class Qwen3(nn.Module):
     def forward(self, token_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Causal logits (B, T, vocab_size)."""
         return self.logits(self.hidden(token_ids, position_ids))
+
+    def _looked_up(self, token_ids: Tensor) -> Tensor:
+        """Input embeddings; without a gradient in the computing type at once, half the bytes."""
+        table = self.model.embed_tokens.weight
+        if torch.is_grad_enabled():
+            return functional.embedding(token_ids, table)
+        return functional.embedding(token_ids, table.to(_compute_type(table)))
 
     def _rotation(self, position_ids: Tensor, compute_type: torch.dtype) -> Rotation:
         config = self.config

@@ -2,7 +2,8 @@
 
 Made-up examples of the lengths that a shop's searches have (14 tokens of prompt, two SIDs each),
 the default decoder of `onesearch train`, bf16 products. Steps of all kinds take turns. A step is
-all but the making of examples: packing, passes, clipping, the optimiser.
+all but the making of examples: packing, passes, clipping, the optimiser. Rollouts of alignment are
+timed alone: 16 of each of 128 prompts, over 100,000 legal SIDs.
 
 Share of the peak: arithmetic that somebody needs (of the last layer, keys and values of all tokens,
 the rest of prediction points only; attention over visible pairs), three times for a pass with its
@@ -20,8 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from decoding.engine import Prompt
+from decoding.weights import DecoderWeights
 from index.codec import Codec
 from index.sid import SidLayout
+from index.trie import Trie
+from loadtest.bench.catalogues import random_keys
 from loadtest.bench.report import Row, race, row
 from loadtest.bench.roofline import gemm_peak
 from models.tokenizer import Tokenizer
@@ -31,6 +36,7 @@ from models.training.distill import DistillSettings, DistillStage
 from models.training.example_set import ExampleSet
 from models.training.examples import PackedBatch
 from models.training.memory import keep_freed_memory
+from models.training.rollout import sample_rollouts
 from models.training.sft import SftSettings, SftStage
 from models.transformer import Qwen3, Qwen3Config
 
@@ -45,6 +51,9 @@ PLAIN = "fine-tuning"
 ROUNDS = 9
 BUDGET_S = 40.0
 QUICK_EXAMPLES = 128
+ROLLED_PROMPTS = 128
+GROUP = 16
+CATALOGUE_SIDS = 100_000
 
 _OFF = DistillSettings(
     kl_weight=0.0, r_drop_weight=0.0, adversarial_epsilon=0.0, dropout=0.0, focal=False
@@ -94,6 +103,10 @@ def rows(quick: bool, *, snapshot: Path | None = None, checkpoint: Path | None =
                 peak_tflops=peak / 1e12,
             )
         )
+    rolled = race({PLAIN: bench.rollouts()}, rounds=ROUNDS, budget_s=5.0, slice_s=0.0)
+    seconds = float(np.median(rolled.seconds[PLAIN]))
+    setting = {"of": "rollouts", "prompts": ROLLED_PROMPTS, "group": GROUP}
+    made.append(row("speed", setting, ROLLED_PROMPTS * GROUP / seconds, {}, "a second"))
     return made
 
 
@@ -131,9 +144,30 @@ class _Bench:
     def distilled(self, settings: DistillSettings) -> Callable[[], object]:
         """A step of self-distillation."""
         settings = replace(settings, batch_examples=self.examples, chunk_examples=self.examples)
-        batches = PairBatches(self._chunk, self._tokenizer, settings)
+        batches = PairBatches(
+            self._chunk, self._tokenizer, settings, with_teachers=settings.kl_weight > 0
+        )
         stage = DistillStage(self._model(), batches, self._tokenizer, self._codec, settings)
         return _counted(lambda number: stage.step(number, 0.5, RATE))
+
+    def rollouts(self) -> Callable[[], object]:
+        """The groups of one alignment step, weights arranged anew as after an update."""
+        model = self._model()
+        trie = Trie.build(LAYOUT, random_keys(LAYOUT, CATALOGUE_SIDS))
+        prompts = [
+            Prompt(np.array(tokens, np.int32))
+            for tokens in self._pairs.examples.prompts[:ROLLED_PROMPTS]
+        ]
+        numbers = iter(range(1 << 30))
+
+        def roll() -> object:
+            weights = DecoderWeights.from_state_dict(
+                model.config.to_json(), model.state_dict(), LAYOUT, self._tokenizer.sid_offset
+            )
+            random = np.random.default_rng(next(numbers))
+            return sample_rollouts(weights, trie, prompts, GROUP, random)
+
+        return roll
 
     def work(self) -> Work:
         """Of a plain step."""

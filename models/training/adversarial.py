@@ -21,7 +21,9 @@ def perturbation(
     gradient (rows, tokens, d); example int64 (rows, tokens): which of `examples` a token belongs
     to, negative for padding, whose δ is 0. An example with gradient 0 has δ = 0.
     """
-    squares = gradient.detach().float().square().sum(dim=-1).flatten()
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(gradient.detach(), dim=-1, dtype=exact)
+    squares = norms.square().flatten()
     belongs = example.flatten()
     # Padding goes to a place of its own: no shape depends on the data.
     place = torch.where(belongs < 0, examples, belongs)

@@ -6,13 +6,15 @@ A chunk of examples is used for EPOCHS_PER_CHUNK permutations before the next on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from index.errors import ConfigError
 from models.tokenizer import Tokenizer
 from models.training.curriculum import Pairs
 from models.training.example_set import ExampleSet
@@ -21,6 +23,12 @@ from models.training.parallel import this_process
 
 IntArray = NDArray[np.int64]
 EPOCHS_PER_CHUNK = 2
+ROW_SAMPLE = 1024
+ROW_STEP = 8
+LONGEST_ROW = 128
+ATTENTION_COST = 0.0012
+"""What a token's attention costs for each token of its row, where all else costs 1; measured for
+the default decoder."""
 
 
 T = TypeVar("T")
@@ -76,6 +84,7 @@ class Batches:
         self._chunks = Chunks(make, settings)
         self._settings = settings
         self._tokenizer = tokenizer
+        self._rows = _Rows(tokenizer, settings)
 
     def batch(self, number: int, stage: int) -> PackedBatch:
         """Batch `number`."""
@@ -84,8 +93,8 @@ class Batches:
         drawn = draw_paths(examples.target_weights[chosen], self._settings.paths, random)
         own = _own_share()
         chosen, drawn = chosen[own], drawn[own]
-        length = row_length(examples, self._tokenizer, self._settings)
-        order = tight_order(_lengths(examples, chosen, self._tokenizer, self._settings), length)
+        length = self._rows.length(examples)
+        order = tight_order(self._rows.tokens(examples, chosen), length)
         return pack_paths(
             examples,
             chosen[order],
@@ -116,42 +125,40 @@ class PairBatches:
     """Batches of students and teachers over the same sampled paths."""
 
     def __init__(
-        self, make: Callable[[int], Pairs], tokenizer: Tokenizer, settings: BatchSettings
+        self,
+        make: Callable[[int], Pairs],
+        tokenizer: Tokenizer,
+        settings: BatchSettings,
+        *,
+        with_teachers: bool = True,
     ) -> None:
-        self._chunks = Chunks(lambda number, _: make(number), settings)
+        """`with_teachers` False: students only, none of them taught."""
+        self._chunks = Chunks(lambda number, _: _paired(make(number), with_teachers), settings)
         self._settings = settings
         self._tokenizer = tokenizer
+        self._students, self._teachers = (_Rows(tokenizer, settings) for _ in range(2))
 
     def batch(self, number: int) -> PairBatch:
         """Batch `number`: a function of (seed, number)."""
         tokenizer, settings = self._tokenizer, self._settings
-        pairs, chosen = self._chunks.at(number, 3, lambda made: len(made.examples))
-        students = pairs.examples
+        made, chosen = self._chunks.at(number, 3, lambda made: len(made.students))
+        students, teachers = made.students, made.teachers
         random = np.random.default_rng([settings.seed, 2, number])
         drawn = draw_paths(students.target_weights[chosen], settings.paths, random)
         chosen, drawn = chosen[_own_share()], drawn[_own_share()]
-        teachers = replace(students, prompts=pairs.teacher_prompts)
-
-        def order_of(examples: ExampleSet, rows: IntArray) -> IntArray:
-            lengths = _lengths(examples, rows, tokenizer, settings)
-            return tight_order(lengths, row_length(examples, tokenizer, settings))
-
-        def packed(examples: ExampleSet, rows: IntArray, own: bool) -> PackedBatch:
-            return pack_paths(
-                examples,
-                chosen[rows],
-                drawn[rows],
-                level_sizes=tokenizer.layout.level_sizes,
-                sid_offset=tokenizer.sid_offset,
-                row_length=row_length(examples, tokenizer, settings),
-                with_targets=own,
-            )
-
-        order = order_of(students, chosen)
+        length = self._students.length(students)
+        order = tight_order(self._students.tokens(students, chosen), length)
         chosen, drawn = chosen[order], drawn[order]
-        student = packed(students, np.arange(len(chosen)), True)
-        has = np.flatnonzero(pairs.has_keywords[chosen])
-        has = has[order_of(teachers, chosen[has])]
+        packed = partial(
+            pack_paths,
+            level_sizes=tokenizer.layout.level_sizes,
+            sid_offset=tokenizer.sid_offset,
+        )
+        student = packed(students, chosen, drawn, row_length=length)
+        has = np.flatnonzero(made.has_keywords[chosen])
+        length = self._teachers.length(teachers)
+        has = has[tight_order(self._teachers.tokens(teachers, chosen[has]), length)]
+        teacher = packed(teachers, chosen[has], drawn[has], row_length=length, with_targets=False)
         # Points of a level lie example by example, one each at level 1, else one a path.
         taught = tuple(
             torch.from_numpy((has[:, None] * each + np.arange(each)).ravel())
@@ -159,7 +166,7 @@ class PairBatches:
                 1 if level == 0 else settings.paths for level in range(len(student.levels))
             )
         )
-        return PairBatch(student, packed(teachers, has, False), taught)
+        return PairBatch(student, teacher, taught)
 
 
 def tight_order(lengths: IntArray, row: int) -> IntArray:
@@ -180,28 +187,72 @@ def tight_order(lengths: IntArray, row: int) -> IntArray:
     return np.array([example for members in rows for example in members], np.int64)
 
 
-def _lengths(
-    examples: ExampleSet, chosen: IntArray, tokenizer: Tokenizer, settings: BatchSettings
-) -> IntArray:
-    """Tokens of each chosen example with what follows its prompt, int64 (n,)."""
-    path_tokens = settings.paths * (tokenizer.layout.levels - 1)
-    return np.array(
-        [
-            len(examples.prompts[i])
-            + (len(text) - 1 if (text := examples.texts[i]) else path_tokens)
-            for i in chosen.tolist()
-        ],
-        np.int64,
-    )
-
-
 def _own_share() -> slice:
     """Which examples of a batch are this process's."""
     process = this_process()
     return slice(process.rank, None, process.size)
 
 
-def row_length(examples: ExampleSet, tokenizer: Tokenizer, settings: BatchSettings) -> int:
-    """The settings' length, or that of the longest example where that is more."""
-    path_tokens = settings.paths * (tokenizer.layout.levels - 1)
-    return max(settings.row_length, examples.longest(path_tokens))
+@dataclass(frozen=True, slots=True, eq=False)
+class _PairedChunk:
+    """A chunk of pairs as two sets of examples with the same targets."""
+
+    students: ExampleSet
+    teachers: ExampleSet
+    has_keywords: NDArray[np.bool_]
+
+
+def _paired(pairs: Pairs, with_teachers: bool) -> _PairedChunk:
+    if with_teachers and not pairs.has_keywords.any():
+        raise ConfigError(
+            "no query of the training split has keywords, so there is nothing to distil; make some "
+            "with `onesearch train keywords`, or train without the teacher's term (--kl-weight 0)"
+        )
+    teachers = replace(pairs.examples, prompts=pairs.teacher_prompts)
+    return _PairedChunk(pairs.examples, teachers, pairs.has_keywords & with_teachers)
+
+
+class _Rows:
+    """How long rows are for a chunk of examples; remembers the chunk it was asked for last."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: BatchSettings) -> None:
+        self._path_tokens = settings.paths * (tokenizer.layout.levels - 1)
+        self._wanted = settings.row_length
+        self._known: tuple[ExampleSet, int] | None = None
+
+    def length(self, examples: ExampleSet) -> int:
+        """The settings' length or, where that is 0, the one that costs least; never less than the
+        longest example's."""
+        if self._known is None or self._known[0] is not examples:
+            self._known = (examples, self._chosen(examples))
+        return self._known[1]
+
+    def tokens(self, examples: ExampleSet, chosen: IntArray) -> IntArray:
+        """Of each chosen example with what follows its prompt, int64 (n,)."""
+        prompts, texts, tail = examples.prompts, examples.texts, self._path_tokens
+        found = [
+            len(prompts[i]) + (len(texts[i]) - 1 if texts[i] else tail) for i in chosen.tolist()
+        ]
+        return np.array(found, np.int64)
+
+    def _chosen(self, examples: ExampleSet) -> int:
+        longest = examples.longest(self._path_tokens)
+        if self._wanted:
+            return max(self._wanted, longest)
+        # Kinds of examples follow each other in a chunk: take some of each.
+        places = np.linspace(0, len(examples) - 1, min(len(examples), ROW_SAMPLE)).astype(np.int64)
+        sample = self.tokens(examples, places)
+        least = -(-longest // ROW_STEP) * ROW_STEP
+        candidates = range(least, max(least, LONGEST_ROW) + 1, ROW_STEP)
+        return min(candidates, key=lambda row: _cost(sample, row))
+
+
+def _cost(lengths: IntArray, row: int) -> float:
+    """Of a pass over the examples in rows of `row` tokens, in no unit."""
+    ordered = lengths[tight_order(lengths, row)].tolist()
+    rows, used = 1, 0
+    for length in ordered:
+        if used + length > row:
+            rows, used = rows + 1, 0
+        used += length
+    return rows * row * (1 + ATTENTION_COST * row)

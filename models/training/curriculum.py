@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.errors import ConfigError
 from index.snapshot import Snapshot
 from models.prompt import PromptBuilder, prompt_text
 from models.query import nearest_codes
@@ -144,15 +143,10 @@ class Curriculum:
                 return self._search(random)
 
     def pairs(self, number: int) -> Pairs:
-        """Chunk `number` of stage 3 as students and teachers. Raises ConfigError without keywords
-        for any of them."""
+        """Chunk `number` of stage 3 as students and teachers."""
         random = np.random.default_rng([self._seed, 3, number])
         asked = self._ask(random, self._chunk_examples, with_history=True, derived=True)
         has_keywords = np.array([bool(terms) for terms in asked.keywords])
-        if not has_keywords.any():
-            raise ConfigError(
-                "no query of the training split has keywords; nothing can be distilled"
-            )
         embeddings = self._snapshot.embed_queries(asked.texts)
         none = np.zeros(len(asked.texts), np.bool_)
         examples = self._taught(self._prompts_of(asked, embeddings, none), asked, embeddings)

@@ -8,7 +8,8 @@
     L_adv  = L_CE + α_KL·L_KL at embeddings + δ,  δ = ε·g/‖g‖₂ per example,
              g = ∇(L_CE + α_KL·L_KL) by the input embeddings
 
-Every term is switched off by its weight: α_KL, α_R, ε = 0; focal = False. z carries the codebook
+Every term is switched off by its weight: α_KL, α_R, ε = 0; focal = False. Without α_KL no keywords
+are needed. z carries the codebook
 prior, on both sides. Terms are means over the positions of a level, summed over levels, so the
 weights stand to each other as in the formula. L_CE and L_KL are those of the first pass. The
 teacher runs without dropout, and only where a query has keywords: L_KL is the mean over those.
@@ -76,7 +77,7 @@ class DistillSettings:
     examples: int = 500_000
     batch_examples: int = 1024
     chunk_examples: int = 16_384
-    row_length: int = 64
+    row_length: int = 0
     paths: int = 2
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
@@ -136,10 +137,11 @@ def train(
     """Train `model` in place; resumes from `state_directory` when it holds a matching state."""
     if settings.batch_examples > settings.chunk_examples:
         raise ConfigError("batch_examples must not exceed chunk_examples")
+    batches = PairBatches(
+        curriculum.pairs, tokenizer, settings, with_teachers=settings.kl_weight > 0
+    )
     return loop.run(
-        DistillStage(
-            model, PairBatches(curriculum.pairs, tokenizer, settings), tokenizer, codec, settings
-        ),
+        DistillStage(model, batches, tokenizer, codec, settings),
         settings.schedule,
         state_directory=state_directory,
         fingerprint=fingerprint,

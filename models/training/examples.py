@@ -199,7 +199,7 @@ def _lay_out(
     count, paths, levels = path_codes.shape
     path_length = levels - 1
     offsets = np.asarray(sid_offset[:path_length], np.int64)
-    path_tokens = (path_codes[:, :, :path_length] + offsets).reshape(count, -1)
+    path_tokens = (path_codes[:, :, :path_length] + offsets).reshape(count, paths * path_length)
     rows: list[list[int]] = [[]]
     marks: list[tuple[int, int, int, int, int]] = []
     text_position: list[int] = []

@@ -41,8 +41,8 @@ def focal_loss(
     if len(logits) == 0:
         return logits.sum()
     log_p = functional.log_softmax(_exact(logits), dim=-1)
-    missing = -torch.expm1(log_p)
-    return -(weight * target * missing.pow(gamma) * log_p).sum(dim=-1).mean()
+    missing = 1 - log_p.exp()
+    return -weight * (target * log_p).mul(missing.pow(gamma)).sum(dim=-1).mean()
 
 
 def forward_kl(

@@ -22,13 +22,14 @@ from models.training.run_sft import curriculum_of, silent
 
 @dataclass(frozen=True, slots=True)
 class DistillRun:
-    """What to train from and to. The prior and the prompt's limits are those of `init`."""
+    """What to train from and to. The prior and the prompt's limits are those of `init`. Only the
+    teacher's term needs `keywords`."""
 
     dataset: Dataset
     snapshot: Snapshot
     checkpoint: Path
     init: Path
-    keywords: KeywordTable
+    keywords: KeywordTable | None = None
     settings: DistillSettings = field(default_factory=DistillSettings)
     overwrite: bool = False
 
@@ -60,6 +61,7 @@ def run_distill(
     )
     state_directory = state.state_path(run.checkpoint)
     parents = (dataset.version, snapshot.version, initial.version)
+    keywords = run.keywords.version if run.keywords is not None else None
     say("training")
     result = distill.train(
         model,
@@ -68,11 +70,11 @@ def run_distill(
         snapshot.codec,
         settings,
         state_directory=state_directory,
-        fingerprint=loop.fingerprint(settings, *parents, run.keywords.version),
+        fingerprint=loop.fingerprint(settings, *parents, keywords or ""),
         report=report,
     )
     say("fitting rescoring weights")
-    own = settings.components | {"keywords": run.keywords.version}
+    own = settings.components | {"keywords": keywords}
     return publish(
         run.checkpoint,
         model,

@@ -43,6 +43,7 @@ TEXT_LOSS_WEIGHT = 0.2
 @dataclass(frozen=True, slots=True)
 class SftSettings:
     """Model shape and optimisation. `examples`: how many are seen in all, repeats included;
+    `row_length`: tokens of a packed row, 0 for the one that wastes least;
     `recompute`: gradient checkpointing."""
 
     hidden_size: int = 256
@@ -57,7 +58,7 @@ class SftSettings:
     batch_examples: int = 1024
     accumulate: int = 1
     chunk_examples: int = 16_384
-    row_length: int = 64
+    row_length: int = 0
     paths: int = 2
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

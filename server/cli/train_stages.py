@@ -22,8 +22,11 @@ SnapshotDirectory = Annotated[Path, typer.Argument(help="Snapshot built from it.
 Target = Annotated[Path, typer.Argument(help="Checkpoint directory to write.")]
 Init = Annotated[Path, typer.Option(help="Checkpoint of `onesearch train` to start from.")]
 KeywordFile = Annotated[
-    Path,
-    typer.Option(help="File of `onesearch keywords export` or `onesearch train keywords`."),
+    Path | None,
+    typer.Option(
+        help="File of `onesearch keywords export` or `onesearch train keywords`; needed unless "
+        "--kl-weight is 0."
+    ),
 ]
 Minutes = Annotated[
     float | None,
@@ -60,7 +63,7 @@ def distill(
     snapshot: SnapshotDirectory,
     checkpoint: Target,
     init: Init,
-    keywords: KeywordFile,
+    keywords: KeywordFile = None,
     kl_weight: Annotated[
         float | None, typer.Option(min=0, help="α of the teacher's term; 0: off.")
     ] = None,
@@ -114,7 +117,7 @@ def distill(
         Snapshot.open(snapshot),
         checkpoint,
         init,
-        read_keywords(keywords),
+        read_keywords(keywords) if keywords is not None else None,
         overwrite=overwrite,
     )
     settings = DistillSettings(**given)

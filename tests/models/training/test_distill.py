@@ -282,8 +282,17 @@ def test_a_checkpoint_records_what_made_it(shop: Path, pretrained: Path, tmp_pat
 
 def test_queries_without_keywords_cannot_be_distilled(shop: Path, pretrained: Path, tmp_path: Path):
     run = distill_run(shop, pretrained, tmp_path / "none")
-    with pytest.raises(ConfigError, match="keywords"):
-        run_distill(replace(run, keywords=KeywordTable({"x": ("y",)}, {}, (), "v")))
+    for keywords in (None, KeywordTable({"x": ("y",)}, {}, (), "v")):
+        with pytest.raises(ConfigError, match="nothing to distil"):
+            run_distill(replace(run, keywords=keywords))
+
+
+def test_the_other_components_need_no_keywords(shop: Path, pretrained: Path, tmp_path: Path):
+    run = distill_run(shop, pretrained, tmp_path / "without", kl_weight=0.0, examples=128)
+    saved = run_distill(replace(run, keywords=None))
+    assert saved.metrics["kl"] == 0
+    assert saved.metrics["r_drop"] > 0
+    assert saved.manifest.extra["components"]["distill"]["keywords"] is None
 
 
 def test_a_killed_run_ends_in_the_same_checkpoint(
