@@ -47,7 +47,7 @@ ETA = 0.6
 CLICK_BIAS, CLICK_PER_GRADE = -5.0, 3.4
 ORDER_BIAS, ORDER_PER_GRADE = -4.0, 2.0
 # Field → how many of its values a user likes, and what liking one weighs.
-FIELDS = {"brand": (12, 2.4), "color": (3, 1.5), "material": (5, 1.0)}
+FIELDS = {"brand": (40, 2.4), "color": (3, 2.0), "material": (4, 1.6)}
 DISLIKE = -0.7
 ZIPF = 0.6
 DAY_S = 86_400.0
@@ -60,8 +60,8 @@ ACTIVITY = 1.0  # standard deviation of the logarithm of users' activity
 
 @dataclass(frozen=True, slots=True)
 class SimulationSettings:
-    users: int = 2000
-    sessions: int = 30_000
+    users: int = 1000
+    sessions: int = 40_000
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -155,8 +155,8 @@ class _Simulation:
         """A split's judged queries, and their cumulative demand."""
         queries = [query for query in source.queries(split) if query in self._judged]
         order = self._streams[3].permutation(len(queries))
-        demand = 1.0 / (1 + np.arange(len(queries))) ** ZIPF
-        return [queries[i] for i in order], np.cumsum(demand)
+        demand: Floats = (1.0 + np.arange(len(queries), dtype=np.float64)) ** -ZIPF
+        return [queries[i] for i in order], np.cumsum(demand).astype(np.float64)
 
     def _query(self, mark: str, random: np.random.Generator) -> str:
         held = mark != "train" and random.random() < HELD_SHARE

@@ -7,7 +7,7 @@ weights on validation queries, measures the valid-SID rate, and publishes the ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def _start(run: SftRun, material: Material) -> tuple[Qwen3, Tokenizer, PromptSet
         texts = [prompt_text(text) for text in texts]
         tokenizer = Tokenizer.train(texts, run.settings.vocabulary_size, layout=layout)
         model = sft.new_model(run.settings, tokenizer, run.snapshot.codec, run.snapshot.encoder)
-        return model, tokenizer, run.prompt, Earlier()
+        return model, tokenizer, _prompt_of(run.prompt, material), Earlier()
     if (run.init / "onesearch.json").is_file():
         checkpoint = open_initial(run.init, run.snapshot)
         if checkpoint.settings.level_prior_beta != run.settings.prior_beta:
@@ -172,7 +172,14 @@ def _start(run: SftRun, material: Material) -> tuple[Qwen3, Tokenizer, PromptSet
         earlier = Earlier((checkpoint.version,), checkpoint.settings.components)
         return checkpoint.load_model(), checkpoint.tokenizer, checkpoint.settings.prompt, earlier
     model, tokenizer = start_from(run.init, layout, seed=run.settings.seed)
-    return model, tokenizer, run.prompt, Earlier()
+    return model, tokenizer, _prompt_of(run.prompt, material), Earlier()
+
+
+def _prompt_of(prompt: PromptSettings, material: Material) -> PromptSettings:
+    """No histories where none is trained on: a span that a model never saw confuses it."""
+    if any(visit.history for visit in material.visits):
+        return prompt
+    return replace(prompt, max_history=0, user_sid=False)
 
 
 def silent(message: str) -> None:

@@ -106,8 +106,8 @@ def validate_command(
 def simulate_command(
     dataset: Annotated[Path, typer.Argument(help="Dataset with judgments, without events.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Dataset directory to write.")],
-    users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 2000,
-    sessions: Annotated[int, typer.Option(min=1, help="Simulated searches.")] = 30_000,
+    users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 1000,
+    sessions: Annotated[int, typer.Option(min=1, help="Simulated searches.")] = 40_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 7,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     as_json: Annotated[
