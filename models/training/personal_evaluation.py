@@ -1,6 +1,7 @@
 """Personalised search, measured on searches of users: who finds what they went on to choose?
 
-    generative             the served ranking: history in the prompt, personal weights
+    generative             the served ranking: history in the prompt, the beam's items and the first
+                           of BM25 and dense search, personal weights
     generative_no_history  the same engine and visits as if nobody had a history, weights fitted so
     prompt_only            history in the prompt, impersonal weights
     rescoring_only         no history in the prompt, personal weights
@@ -26,9 +27,9 @@ from numpy.typing import NDArray
 from index.errors import ConfigError
 from index.rescoring import FEATURES, RescoringWeights, reciprocal_rank_fusion
 from index.taste import PersonalWeights, TasteWeights
-from models.ranking import Candidates, candidates_of
+from models.ranking import Candidates
 from models.training.cluster_bootstrap import ClusterBootstrap
-from models.training.personal_weights import VisitSearch, fit_weights, gains_of
+from models.training.personal_weights import RETRIEVED, VisitSearch, fit_weights, gains_of
 from models.training.visits import Visit
 
 IntArray = NDArray[np.int64]
@@ -53,7 +54,6 @@ METRICS = ("hr@10", "ndcg@10", "mrr@10")
 TARGETS = ("click", "order")
 TOP = 10
 FUSION_DEPTH = 300
-RETRIEVED = 200
 BLOCK_VISITS = 64
 _GAIN = 1.0 / np.log2(np.arange(2, TOP + 2))
 
@@ -139,7 +139,7 @@ def _find(
     searcher: VisitSearch, visits: Sequence[Visit], what: str, tell: Progress
 ) -> Iterator[_Found]:
     """What each visit's search finds, in order."""
-    snapshot, embedded = searcher.snapshot, searcher.embed(visits)
+    embedded = searcher.embed(visits)
     retrieved: dict[str, tuple[IntArray, IntArray]] = {}
     for start in range(0, len(visits), BLOCK_VISITS):
         tell(what, start, len(visits))
@@ -149,17 +149,12 @@ def _find(
         for i, visit in enumerate(part):
             vector = embedded[visit.query]
             if visit.query not in retrieved:
-                retrieved[visit.query] = (
-                    snapshot.lexical.search(visit.query, FUSION_DEPTH)[0].astype(np.int64),
-                    snapshot.dense.search(vector[None], FUSION_DEPTH)[0][0].astype(np.int64),
-                )
+                retrieved[visit.query] = searcher.retrieved(visit.query, vector, FUSION_DEPTH)
             bm25, dense = retrieved[visit.query]
             rows = np.union1d(bm25[:RETRIEVED], dense[:RETRIEVED]).astype(np.int64)
             nobody = np.full(len(rows), -1, np.int64)
             both = Candidates(rows, np.zeros(len(rows), np.float32), nobody)
-            beams = (
-                candidates_of(snapshot, beam.leaves, beam.scores) for beam in (heard[i], alone[i])
-            )
+            beams = (searcher.candidates(beam, bm25, dense) for beam in (heard[i], alone[i]))
             tables = [
                 (found, searcher.table(visit, vector, found, history=True))
                 for found in (*beams, both)
@@ -203,15 +198,19 @@ def _ranking(name: str, found: _Found, fitted: VisitWeights) -> IntArray:
         case "retrieval_taste":
             return _rescored(found.retrieved, fitted.retrieval)
         case "beam":
-            return found.heard[0].rows
+            return _beam(found.heard[0])
         case "beam_no_history":
-            return found.alone[0].rows
+            return _beam(found.alone[0])
         case "bm25":
             return found.bm25
         case "dense":
             return found.dense
         case _:
             return reciprocal_rank_fusion([found.bm25, found.dense])[0]
+
+
+def _beam(candidates: Candidates) -> IntArray:
+    return candidates.rows[candidates.hypothesis >= 0]
 
 
 def _rescored(

@@ -27,7 +27,9 @@ from models.ranking import Candidates, candidates_of
 from models.training.visits import Visit, read_visits
 
 FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
 SearchBatch = Callable[[Sequence[Prompt], int], list[Hypotheses]]
+RETRIEVED = 200
 MIN_VISITS = 20
 MAX_FITTED_VISITS = 1_000
 SEARCH_BATCH = 16
@@ -66,6 +68,24 @@ class VisitSearch:
         """SIDs of item rows, int32 (n, L)."""
         leaves = self.snapshot.postings.leaf_of_row[np.array(rows, np.int64)]
         return self.snapshot.trie.codes_of_leaves(leaves.astype(np.int64))
+
+    def retrieved(self, query: str, embedding: FloatArray, count: int) -> tuple[IntArray, IntArray]:
+        """The first `count` rows of BM25 and of dense search."""
+        lexical, _ = self.snapshot.lexical.search(query, count)
+        dense, _ = self.snapshot.dense.search(embedding[None], count)
+        return lexical.astype(np.int64), dense[0].astype(np.int64)
+
+    def candidates(self, beam: Hypotheses, *rankings: IntArray) -> Candidates:
+        """The beam's items, and beside them the first RETRIEVED of each ranking, without a score of
+        their own."""
+        inside = candidates_of(self.snapshot, beam.leaves, beam.scores)
+        found = np.concatenate([rows[:RETRIEVED] for rows in rankings])
+        outside = np.setdiff1d(found, inside.rows)
+        return Candidates(
+            np.concatenate([inside.rows, outside]),
+            np.concatenate([inside.sid_scores, np.full(len(outside), np.nan, np.float32)]),
+            np.concatenate([inside.hypothesis, np.full(len(outside), -1)]),
+        )
 
     def table(
         self, visit: Visit, embedding: FloatArray, candidates: Candidates, *, history: bool
@@ -108,8 +128,9 @@ def fit_personal(
     embedded = searcher.embed(chosen)
     tables: list[tuple[FloatArray, FloatArray]] = []
     for visit, beam in zip(chosen, searcher.answer(chosen, embedded, history=history), strict=True):
-        found = candidates_of(searcher.snapshot, beam.leaves, beam.scores)
-        table = searcher.table(visit, embedded[visit.query], found, history=history)
+        vector = embedded[visit.query]
+        found = searcher.candidates(beam, *searcher.retrieved(visit.query, vector, RETRIEVED))
+        table = searcher.table(visit, vector, found, history=history)
         tables.append((table, gains_of(visit, found.rows)))
     return fit_weights(tables)
 
