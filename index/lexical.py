@@ -4,16 +4,21 @@
     idf(t) = ln(1 + (N − n_t + ½) / (n_t + ½))
 
 with f = occurrences of token t in item i, n_t = items that have t: Lucene's form. A token that the
-query repeats counts each time. Every addend is computed at build time and stored by token, rows
-ascending, so a search adds a few runs of numbers and scoring given rows looks each of them up by
-binary search.
+query repeats counts each time. Beside it there is
+
+    coverage(q, i) = Σ_t idf(t) · max_{t' in i} similarity(t, t') / Σ_t idf(t)   in [0, 1]
+
+over the query's distinct tokens: how much of the query the item's text has, near spellings counted
+in part (`index.spelling`); a token that no item has weighs as one that is rarer than any. Every
+addend is computed at build time and stored by token, rows ascending, so a search adds a few runs of
+numbers and scoring given rows looks each of them up by binary search.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +29,7 @@ from numpy.typing import NDArray
 from index.arrays import open_array, save_arrays
 from index.errors import ArtifactError, ConfigError
 from index.ranking import best_rows
+from index.spelling import Spellings
 from index.text import words
 
 # Tuned on product titles, where neither repetition nor length says much.
@@ -50,6 +56,8 @@ class LexicalIndex:
     impacts: NDArray[np.float32]
     idf: NDArray[np.float32]
     lengths: NDArray[np.uint32] | None = None
+    _spellings: list[Spellings] = field(default_factory=list[Spellings])
+    """One, once it was needed."""
 
     @classmethod
     def build(
@@ -156,6 +164,48 @@ class LexicalIndex:
             np.minimum(found, run.stop - run.start - 1, out=found)
             scores += np.where(self.rows[run][found] == wanted, self.impacts[run][found], 0)
         return scores
+
+    @property
+    def spellings(self) -> Spellings:
+        """The vocabulary by how it is spelled; made at first use."""
+        if not self._spellings:
+            self._spellings.append(Spellings.of(list(self.vocabulary)))
+        return self._spellings[0]
+
+    def coverage(self, query: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Share of the query's tokens that the given items have, float32 (len(rows),), 0 to 1."""
+        tokens = list(dict.fromkeys(words(query)))
+        weights = [self.token_weight(token) for token in tokens]
+        covered = np.zeros(len(rows), dtype=np.float32)
+        for token, weight in zip(tokens, weights, strict=True):
+            covered += weight * self.best_similarity(token, rows)
+        return covered / np.float32(sum(weights) or 1.0)
+
+    def token_weight(self, token: str) -> float:
+        """idf of a token, known or not."""
+        number = self.vocabulary.get(token)
+        if number is None:
+            return float(inverse_frequency(self.n_items, np.zeros(1, dtype=np.int64))[0])
+        return float(self.idf[number])
+
+    def near(self, token: str) -> list[tuple[int, float]]:
+        """Known tokens like this one, itself included, and how similar."""
+        numbers, similarity = self.spellings.near(token)
+        found = dict(zip(numbers.tolist(), similarity.tolist(), strict=True))
+        if token in self.vocabulary:
+            found[self.vocabulary[token]] = 1.0
+        return list(found.items())
+
+    def best_similarity(self, token: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """How similar the most similar token of the given items is, float32 (len(rows),)."""
+        wanted = np.asarray(rows).astype(np.uint32)
+        best = np.zeros(len(wanted), dtype=np.float32)
+        for number, similarity in self.near(token):
+            run = self.rows[self.start[number] : self.start[number + 1]]
+            if len(run):
+                found = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
+                np.maximum(best, np.where(run[found] == wanted, similarity, 0), out=best)
+        return best
 
     def search(
         self, query: str, k: int, mask: NDArray[np.bool_] | None = None

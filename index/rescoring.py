@@ -10,12 +10,14 @@ score(i) = ⟨weights, features(i)⟩, with the columns
     popularity  log(1 + popularity), z-scored over the catalogue
     price       −|log price − log median price of the PRICE_ANCHORS most similar candidates|, at
                 least −MAX_PRICE_DISTANCE; 0 where unknown
+    words       share of the query's words that the item's text has, weighted by idf, near spellings
+                counted in part (`LexicalIndex.coverage`)
 
 The weights are fitted by listwise softmax regression: with targets t ∝ grade,
 
     loss = −Σ_q Σ_i t_qi · log softmax_q(⟨w, x_qi⟩) / queries + REGULARISATION · ‖w in unit scale‖²
 
-subject to w ≥ 0 for sid, dense and lexical. It is convex; projected gradient descent with
+subject to w ≥ 0 for sid, dense, lexical and words. It is convex; projected gradient descent with
 backtracking finds the same minimum every time. The gateway and the offline evaluation call the very
 same functions.
 """
@@ -33,8 +35,8 @@ from numpy.typing import NDArray
 from index.catalogue import Catalogue
 from index.errors import ConfigError
 
-FEATURES = ("sid", "dense", "lexical", "popularity", "price")
-NON_NEGATIVE = np.array([True, True, True, False, False])
+FEATURES = ("sid", "dense", "lexical", "popularity", "price", "words")
+NON_NEGATIVE = np.array([True, True, True, False, False, True])
 OUTSIDE_BEAM_MARGIN = 1.0
 PRICE_ANCHORS = 10
 MIN_PRICE_ANCHORS = 3
@@ -54,6 +56,7 @@ class RescoringWeights:
     lexical: float = 5.0
     popularity: float = 0.1
     price: float = 0.0
+    words: float = 0.0
     version: str = "default"
 
     def vector(self) -> NDArray[np.float32]:
@@ -72,9 +75,13 @@ class RescoringWeights:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RescoringWeights:
-        """Raises ConfigError when a weight is missing or no number."""
+        """Raises ConfigError when a weight is missing or no number.
+
+        Weights that were fitted without `words` have none for it.
+        """
         try:
-            values = {name: float(data[name]) for name in FEATURES}
+            values = {name: float(data[name]) for name in FEATURES if name != "words"}
+            values["words"] = float(data.get("words", 0.0))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"rescoring weights need a number for each of {FEATURES}") from error
         return cls(**values, version=str(data.get("version", "unnamed")))
@@ -101,6 +108,7 @@ def features(
         result[:, 2] = catalogue.lexical.scores(query_text, rows) / bound
     result[:, 3] = catalogue.items.popularity_score[rows]
     result[:, 4] = price_feature(catalogue.items.price[rows], result[:, 1])
+    result[:, 5] = catalogue.lexical.coverage(query_text, rows)
     return result
 
 

@@ -1,7 +1,9 @@
 """Hypotheses → ranked items: the served ranking, used by gateway and evaluation alike.
 
-hypotheses → postings → items under the filter → features → weighted score → order. The arithmetic
-is `index.rescoring`; here it is only put together.
+hypotheses → postings → items under the filter, and those that dense and lexical search find beside
+them → features → weighted score → order. The arithmetic is `index.rescoring`; here it is only put
+together. Filters hold exactly: an item of an allowed SID that does not pass the filter itself is
+left out.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from decoding.engine import Hypotheses
 from index.catalogue import Catalogue
 from index.rescoring import RescoringWeights, features, score
+
+RETRIEVED = 200
+"""Items of dense search and of BM25 each that are ranked beside the beam's."""
 
 
 class Ranked(NamedTuple):
@@ -47,6 +52,31 @@ def candidates_of(
         kept = item_mask[rows]
         rows, place = rows[kept], place[kept]
     return Candidates(rows, leaf_scores[place], place)
+
+
+def with_retrieved(
+    catalogue: Catalogue,
+    query: str,
+    embedding: NDArray[np.float32],
+    inside: Candidates,
+    mask: NDArray[np.bool_] | None,
+    retrieved: int,
+) -> Candidates:
+    """The items `inside` (of SIDs), then up to `retrieved` of each of dense and lexical search.
+
+    `embedding` float32 (d,); `mask` bool (n_items,). Items from outside have SID score NaN and
+    hypothesis −1; no row is given twice.
+    """
+    if not retrieved:
+        return inside
+    dense = catalogue.dense.search(embedding[None], retrieved, mask)[0][0]
+    lexical = catalogue.lexical.search(query, retrieved, mask)[0]
+    outside = np.setdiff1d(np.concatenate([dense, lexical]), inside.rows)
+    return Candidates(
+        np.concatenate([inside.rows, outside]),
+        np.concatenate([inside.sid_scores, np.full(len(outside), np.nan, np.float32)]),
+        np.concatenate([inside.hypothesis, np.full(len(outside), -1)]),
+    )
 
 
 def rank_candidates(

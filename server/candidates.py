@@ -1,7 +1,4 @@
-"""Which items are ranked: those of the beam's SIDs and, beside or instead of them, retrieved ones.
-
-Filters hold exactly: an item of an allowed SID that does not pass the filter itself is left out.
-"""
+"""Which items are ranked: those of the beam's SIDs and, beside or instead, retrieved ones."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses
 from index.catalogue import Catalogue
-from models.ranking import Candidates, candidates_of
+from models.ranking import Candidates, candidates_of, with_retrieved
 
 
 def chosen_candidates(
@@ -31,13 +28,4 @@ def chosen_candidates(
         inside = Candidates(nothing, np.empty(0, np.float32), nothing)
     else:
         inside = candidates_of(catalogue, beam.leaves, beam.scores, mask)
-    if not retrieved:
-        return inside
-    dense = catalogue.dense.search(embedding[None], retrieved, mask)[0][0]
-    lexical = catalogue.lexical.search(query, retrieved, mask)[0]
-    outside = np.setdiff1d(np.concatenate([dense, lexical]), inside.rows)
-    return Candidates(
-        np.concatenate([inside.rows, outside]),
-        np.concatenate([inside.sid_scores, np.full(len(outside), np.nan, np.float32)]),
-        np.concatenate([inside.hypothesis, np.full(len(outside), -1)]),
-    )
+    return with_retrieved(catalogue, query, embedding, inside, mask, retrieved)

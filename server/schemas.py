@@ -160,6 +160,7 @@ class Features(BaseModel):
     lexical: float
     popularity: float
     price: float
+    words: float
 
 
 class Explanation(BaseModel):

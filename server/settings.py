@@ -56,7 +56,7 @@ WORKER_THREADS = 4
 QUERY_CACHE_ENTRIES = 20_000
 REMEMBERED_USERS = 10_000
 REMEMBERED_ITEMS = 50
-RETRIEVAL_CANDIDATES = 0
+RETRIEVAL_CANDIDATES = 200
 FALLBACK_CANDIDATES = 100
 DRAIN_S = 1.0
 SHUTDOWN_S = 15.0
@@ -191,17 +191,8 @@ class Settings(BaseSettings):
     compaction_changes: int | None = Field(
         None,
         ge=1,
-        description="of a registry's champion: its catalogue is published as a new generation after "
-        "this many changes; if not given, never for that reason",
-    )
-    compaction_age_s: float | None = Field(
-        None, gt=0, description="or when there are changes and the champion is older than this"
-    )
-    compaction_changes: int | None = Field(
-        None,
-        ge=1,
-        description="of a registry's champion: its catalogue is published as a new generation after "
-        "this many changes; if not given, never for that reason",
+        description="of a registry's champion: its catalogue is published as a new generation "
+        "after this many changes; if not given, never for that reason",
     )
     compaction_age_s: float | None = Field(
         None, gt=0, description="or when there are changes and the champion is older than this"

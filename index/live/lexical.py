@@ -109,6 +109,17 @@ class LiveLexical:
         scores[~inside] = self._score_added(query)[rows[~inside] - self.base.n_items]
         return scores
 
+    def coverage(self, query: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """As `LexicalIndex.coverage`. A token that only added items have is near to itself alone
+        until it is merged into a base."""
+        rows = np.asarray(rows, dtype=np.int64)
+        inside = rows < self.base.n_items
+        covered = np.empty(len(rows), dtype=np.float32)
+        covered[inside] = self.base.coverage(query, rows[inside])
+        if not inside.all():
+            covered[~inside] = self._cover_added(query)[rows[~inside] - self.base.n_items]
+        return covered
+
     def search(
         self, query: str, k: int, mask: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -145,6 +156,23 @@ class LiveLexical:
             found = self.tokens == number
             scores[self.items[found]] += self.impacts[found]
         return scores
+
+    def _cover_added(self, query: str) -> NDArray[np.float32]:
+        """Coverage of all added items, float32 (n_added,)."""
+        tokens = list(dict.fromkeys(words(query)))
+        weights = [self.base.token_weight(token) for token in tokens]
+        covered = np.zeros(self.n_added, dtype=np.float32)
+        for token, weight in zip(tokens, weights, strict=True):
+            near = self.base.near(token)
+            number = self.texts.vocabulary.get(token, self.n_tokens)
+            if number < self.n_tokens:
+                near.append((number, 1.0))
+            best = np.zeros(self.n_added, dtype=np.float32)
+            for number, similarity in near:
+                items = self.items[self.tokens == number]
+                best[items] = np.maximum(best[items], similarity)
+            covered += weight * best
+        return covered / np.float32(sum(weights) or 1.0)
 
     def _numbers(self, query: str) -> list[int]:
         known, added = self.base.vocabulary, self.texts.vocabulary

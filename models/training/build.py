@@ -37,7 +37,6 @@ from models.training.pseudo_queries import PseudoQueryModel, fit
 from models.training.relevance import relevant_rows
 
 FloatArray = NDArray[np.float32]
-CODEC_QUERIES = 20_000
 MAX_LAYOUT_QUERIES = 500
 REPORT_BEAMS = (50, 100, 300)
 STEPS_PER_ITEM = 0.011
@@ -87,18 +86,14 @@ def build_snapshot(
     tell("embeddings", 0, 1, 0.0)
     matcher = AttributeMatcher(attributes)
     embeddings = fuse(encoder, matcher, material.item_texts, settings.keyword_fusion)
-    random = np.random.default_rng(settings.seed)
-    rows = random.integers(len(embeddings), size=min(CODEC_QUERIES, 2 * len(embeddings)))
-    sampled = pseudo_queries.sample([material.titles[row] for row in rows], random)
-    queries = fuse(encoder, matcher, [*material.queries, *sampled], settings.keyword_fusion)
     validation, relevant = _validation(dataset, encoder, matcher, settings)
     tell("codec", 0, 1, 0.0)
     if settings.codec is not None:
-        codec, codes = train_codec(embeddings, queries, settings.codec)
+        codec, codes = train_codec(embeddings, embeddings[:0], settings.codec)
         table: list[dict[str, object]] = []
     else:
         grid = layout_grid(len(embeddings))
-        codec, codes, table = choose_layout(embeddings, queries, validation, relevant, grid)
+        codec, codes, table = choose_layout(embeddings, validation, relevant, grid)
     facts: dict[str, object] = {
         "usage": usage_report(codes, codec.layout.level_sizes),
         "quantisation_error": codec.quantisation_error(embeddings, codes),

@@ -5,7 +5,7 @@
     OPQ: rotation R and two codebooks on the last residual, kept as R-rotated-back centroids
 
 Published sizes are 4096-1024-512 with OPQ 2×256 for tens of millions of items. Smaller catalogues
-need a wide first level and a few items per SID, so `choose_layout` builds a small grid of sizes
+need a wide first level and no third, so `choose_layout` builds a small grid of sizes
 from the item count and keeps the one whose *candidate recall at a beam budget* is best: the share
 of relevant items held by the SIDs that a beam search over centroid scores reaches.
 Balancing all levels collapses the hierarchy, so only level 3 is ever balanced (METHOD §2).
@@ -36,6 +36,8 @@ TRAINING_POINTS_PER_CODE = 256
 PUBLISHED_FROM_ITEMS = 3_000_000
 BEAM_BUDGET = 100
 ITEMS_PER_SID = 5.0
+ITEMS_PER_FIRST_CODE = 7
+WIDEST_LEVEL = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +213,20 @@ def centroid_beam(codec: Codec, trie: Trie, query: FloatArray, beam: int) -> NDA
 
 
 def layout_grid(item_count: int) -> list[CodecSettings]:
-    """Sizes worth trying for a catalogue, the likeliest first: first level near N/50, about five
-    items per SID; the published sizes for tens of millions of items.
+    """Sizes worth trying for a catalogue, the likeliest first; the published ones for tens of
+    millions of items.
+
+    A wide first level near N/7 (at most WIDEST_LEVEL, but N/50 in a large catalogue) quantises the
+    items of a query so finely that few beams hold them; the second tells a SID's items apart.
     """
     if item_count > PUBLISHED_FROM_ITEMS:
         return [PUBLISHED]
-    first = min(_power_of_two(item_count / 50), MAX_LEVEL_SIZE // 2)
+    first = _power_of_two(max(min(item_count / ITEMS_PER_FIRST_CODE, WIDEST_LEVEL), 2))
+    first = min(max(first, _power_of_two(item_count / 50)), MAX_LEVEL_SIZE // 2)
     grid = [
-        CodecSettings((max(first, 2), 32)),
-        CodecSettings((max(first // 2, 2), 64)),
-        CodecSettings((max(first * 2, 4), 16)),
-        CodecSettings((max(first // 4, 2), 16, 16)),
+        CodecSettings((first, 256)),
+        CodecSettings((first, 64)),
+        CodecSettings((max(first // 4, 2), 16)),
     ]
     return [s for s in grid if max(s.residual_sizes) * 4 <= max(item_count, 16)] or [
         CodecSettings((max(min(item_count // 4, 16), 1), max(min(item_count // 4, 8), 1)))
@@ -230,7 +235,6 @@ def layout_grid(item_count: int) -> list[CodecSettings]:
 
 def choose_layout(
     items: FloatArray,
-    training_queries: FloatArray,
     validation_queries: FloatArray,
     relevant: Sequence[NDArray[np.int64]],
     grid: Sequence[CodecSettings],
@@ -245,7 +249,7 @@ def choose_layout(
     best: tuple[float, Codec, NDArray[np.int32]] | None = None
     table: list[dict[str, object]] = []
     for settings in grid:
-        codec, codes = train_codec(items, training_queries, settings)
+        codec, codes = train_codec(items, items[:0], settings)
         usage = usage_report(codes, codec.layout.level_sizes)
         beam = max(1, round(budget_items / float(usage["items_per_sid"])))
         recall = (

@@ -50,8 +50,7 @@ def codec_table(dataset: Dataset, snapshot: Snapshot) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, settings, fusion in steps:
         items = fuse(snapshot.encoder, snapshot.matcher, material.item_texts, fusion)
-        train_queries = fuse(snapshot.encoder, snapshot.matcher, material.queries, fusion)
-        codec, codes = train_codec(items, train_queries, settings)
+        codec, codes = train_codec(items, items[:0], settings)
         asked = fuse(snapshot.encoder, snapshot.matcher, queries, fusion)
         recall = candidate_recall(codec, codes, asked, relevant, BEAMS)
         rows.append(_row(name, settings.label, codes, settings.layout.level_sizes, recall))

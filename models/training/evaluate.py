@@ -1,13 +1,6 @@
 """Evaluation: the served ranking beside everything that it must beat, on the same judgments.
 
-    generative       the served ranking: beam → postings → rescoring
-    generative_only  SID log-probability alone (within a SID: popularity order)
-    codec_only       no decoder: SIDs nearest by centroid, as many candidate items as the beam gave,
-                     rescored with weights fitted for it in the same way
-    bm25             lexical, tuned for product titles
-    dense            exact search with the snapshot's encoder
-    hybrid           reciprocal rank fusion of bm25 and dense
-    hybrid_rescored  the top of bm25 and dense together, rescored without a SID score
+The methods are those of `models.training.rankers`.
 
 Recall@k counts relevant items among the first k; HR@k whether there is one; MRR@10 the reciprocal
 rank of the first. Intervals are 95 % percentile bootstraps over queries, the same resamples for
@@ -19,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,57 +20,28 @@ from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses, Prompt
 from index.errors import ConfigError
-from index.rescoring import RescoringWeights, fit, reciprocal_rank_fusion
 from index.snapshot import Snapshot
-from models.query import QueryPrompts
-from models.ranking import (
-    Candidates,
-    candidates_of,
-    rank_candidates,
-    rank_hypotheses,
-)
 from models.tokenizer import Tokenizer
+from models.training.rankers import (
+    EXTRA_METHODS,
+    METHODS,
+    SERVED,
+    Searchers,
+    answer,
+    embedded,
+    needs_beam,
+    ranker,
+)
 from models.transformer import Qwen3
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
-SearchBatch = Callable[[Sequence[Prompt], int], list[Hypotheses]]
 
-METHODS = ("generative", "generative_only", "codec_only", "bm25", "dense", "hybrid")
-EXTRA_METHODS = ("hybrid_rescored",)
-SERVED = "generative"
 METRICS = ("recall@10", "recall@50", "hr@10", "mrr@10")
 DEPTH = 50
-FUSION_DEPTH = 300
-RESCORED_DEPTH = 200
 BOOTSTRAP_SAMPLES = 1000
 LATENCY_QUERIES = 200
 UNCONSTRAINED_QUERIES = 200
 UNCONSTRAINED_BEAM = 10
-SEARCH_BATCH = 16
-CODEC_LEAVES_MARGIN = 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Searchers:
-    """What answers the queries: a snapshot, prompts, an engine's batch search, fitted weights."""
-
-    snapshot: Snapshot
-    prompts: QueryPrompts
-    search: SearchBatch
-    beam_width: int
-    weights: RescoringWeights
-    codec_weights: RescoringWeights
-    retrieval_weights: RescoringWeights
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answers:
-    """What the engine said of every query, computed once and shared by the methods."""
-
-    texts: list[str]
-    embeddings: FloatArray
-    hypotheses: list[Hypotheses]
 
 
 def evaluate(
@@ -103,25 +66,30 @@ def evaluate(
         raise ConfigError("no query has a relevant item; check --relevant-from and the item ids")
     texts = list(relevant)
     truth = [relevant[text] for text in texts]
-    generative = any(name.startswith("generative") or name == "codec_only" for name in methods)
-    answers = answer(searchers, texts, progress) if generative else _embedded(searchers, texts)
+    answers = (
+        answer(searchers, texts, progress)
+        if any(needs_beam(name) for name in methods)
+        else embedded(searchers, texts)
+    )
     resamples = np.random.default_rng(seed).integers(
         len(texts), size=(BOOTSTRAP_SAMPLES, len(texts))
     )
+    sizes = [len(searchers.snapshot.postings.rows_of(h.leaves)[0]) for h in answers.hypotheses]
+    inside = round(float(np.mean(sizes))) if sizes else 0
     table: dict[str, dict[str, Any]] = {}
     per_query: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name in methods:
-        ranker = _ranker(name, searchers, answers)
+        rank = ranker(name, searchers, answers)
         ranked: list[IntArray] = []
         counts: list[int] = []
         for i in range(len(texts)):
-            rows, count = ranker(i)
+            rows, count = rank(i)
             ranked.append(rows[:DEPTH])
             counts.append(count)
         per_query[name] = per_query_metrics(ranked, truth)
         table[name] = _summary(per_query[name], resamples)
         table[name]["candidates"] = float(np.mean(counts))
-        table[name]["latency_ms"] = _latency(name, searchers, texts, round(float(np.mean(counts))))
+        table[name]["latency_ms"] = _latency(name, searchers, texts, inside)
         if name.startswith("generative"):
             table[name]["legal_rate"] = legal_rate(searchers.snapshot, answers.hypotheses)
     return {
@@ -130,58 +98,6 @@ def evaluate(
         "methods": table,
         "differences": _differences(per_query, resamples),
     }
-
-
-def answer(
-    searchers: Searchers,
-    texts: Sequence[str],
-    progress: Callable[[str, int, int], None] | None = None,
-) -> _Answers:
-    """Embeddings and hypotheses of queries, in batches."""
-    embedded = _embedded(searchers, texts)
-    hypotheses: list[Hypotheses] = []
-    for start in range(0, len(texts), SEARCH_BATCH):
-        part = slice(start, start + SEARCH_BATCH)
-        chosen = embedded.texts[part]
-        prompts = searchers.prompts.prompts(chosen, embedded.embeddings[part], [()] * len(chosen))
-        hypotheses += searchers.search(prompts, searchers.beam_width)
-        if progress is not None:
-            progress("searching", len(hypotheses), len(texts))
-    return _Answers(embedded.texts, embedded.embeddings, hypotheses)
-
-
-def fit_weights(
-    searchers: Searchers, relevant: Mapping[str, IntArray]
-) -> tuple[RescoringWeights, RescoringWeights, RescoringWeights]:
-    """Rescoring weights for generative, codec_only and hybrid_rescored, fitted on these queries.
-
-    Only queries with a relevant item among the candidates teach anything; with none the defaults
-    are returned.
-    """
-    texts = list(relevant)
-    answers = answer(searchers, texts)
-    kinds: dict[str, list[tuple[FloatArray, FloatArray]]] = {"beam": [], "codec": [], "both": []}
-    for i, text in enumerate(texts):
-        found = {
-            "beam": candidates_of(
-                searchers.snapshot, answers.hypotheses[i].leaves, answers.hypotheses[i].scores
-            )
-        }
-        found["codec"] = _codec_candidates(searchers, answers, i, len(found["beam"].rows))
-        found["both"] = _retrieved(searchers, text, answers.embeddings[i])
-        for kind, candidates in found.items():
-            ranked = rank_candidates(
-                searchers.snapshot,
-                searchers.weights,
-                text,
-                answers.embeddings[i],
-                candidates,
-            )
-            gains = np.isin(ranked.rows, relevant[text]).astype(np.float32)
-            if gains.any():
-                kinds[kind].append((ranked.features, gains))
-    fitted = [fit(examples) if examples else RescoringWeights() for examples in kinds.values()]
-    return fitted[0], fitted[1], fitted[2]
 
 
 def per_query_metrics(
@@ -246,91 +162,6 @@ def _free_beam(
     return codes.numpy().astype(np.int32)
 
 
-def _embedded(searchers: Searchers, texts: Sequence[str]) -> _Answers:
-    return _Answers(list(texts), searchers.snapshot.embed_queries(texts), [])
-
-
-def _ranker(
-    name: str, searchers: Searchers, answers: _Answers, fixed_budget: int | None = None
-) -> Callable[[int], tuple[IntArray, int]]:
-    """query number → (ranked rows, number of candidates).
-
-    `fixed_budget`: candidate items of codec_only where there is no beam to count them from.
-    """
-    snapshot = searchers.snapshot
-    texts, embeddings, hypotheses = answers.texts, answers.embeddings, answers.hypotheses
-
-    def generative(i: int) -> tuple[IntArray, int]:
-        ranked = rank_hypotheses(
-            snapshot, searchers.weights, texts[i], embeddings[i], hypotheses[i]
-        )
-        return ranked.rows, len(ranked.rows)
-
-    def generative_only(i: int) -> tuple[IntArray, int]:
-        found = candidates_of(snapshot, hypotheses[i].leaves, hypotheses[i].scores)
-        return found.rows, len(found.rows)
-
-    def codec_only(i: int) -> tuple[IntArray, int]:
-        budget = fixed_budget
-        if budget is None:
-            beam = hypotheses[i]
-            budget = len(candidates_of(snapshot, beam.leaves, beam.scores).rows)
-        found = _codec_candidates(searchers, answers, i, budget)
-        ranked = rank_candidates(snapshot, searchers.codec_weights, texts[i], embeddings[i], found)
-        return ranked.rows, len(ranked.rows)
-
-    def bm25(i: int) -> tuple[IntArray, int]:
-        rows, _ = snapshot.lexical.search(texts[i], FUSION_DEPTH)
-        return rows, len(rows)
-
-    def dense(i: int) -> tuple[IntArray, int]:
-        rows, _ = snapshot.dense.search(embeddings[i][None], FUSION_DEPTH)
-        return rows[0], len(rows[0])
-
-    def hybrid(i: int) -> tuple[IntArray, int]:
-        rows, _ = reciprocal_rank_fusion([bm25(i)[0], dense(i)[0]])
-        return rows, len(rows)
-
-    def hybrid_rescored(i: int) -> tuple[IntArray, int]:
-        found = _retrieved(searchers, texts[i], embeddings[i])
-        ranked = rank_candidates(
-            snapshot, searchers.retrieval_weights, texts[i], embeddings[i], found
-        )
-        return ranked.rows, len(ranked.rows)
-
-    rankers = {
-        "generative": generative,
-        "generative_only": generative_only,
-        "codec_only": codec_only,
-        "bm25": bm25,
-        "dense": dense,
-        "hybrid": hybrid,
-        "hybrid_rescored": hybrid_rescored,
-    }
-    return rankers[name]
-
-
-def _codec_candidates(searchers: Searchers, answers: _Answers, i: int, budget: int) -> Candidates:
-    """Items of the SIDs nearest by centroid, the first `budget` of them."""
-    snapshot = searchers.snapshot
-    wanted = max(CODEC_LEAVES_MARGIN * searchers.beam_width, 1)
-    while True:
-        leaves, scores = snapshot.candidate_sids(answers.embeddings[i], wanted)
-        found = candidates_of(snapshot, leaves, scores)
-        if len(found.rows) >= budget or wanted >= snapshot.trie.n_leaves:
-            break
-        wanted *= 2
-    return Candidates(found.rows[:budget], found.sid_scores[:budget], found.hypothesis[:budget])
-
-
-def _retrieved(searchers: Searchers, text: str, embedding: FloatArray) -> Candidates:
-    """The top of BM25 and dense together, without SID scores."""
-    lexical, _ = searchers.snapshot.lexical.search(text, RESCORED_DEPTH)
-    dense, _ = searchers.snapshot.dense.search(embedding[None], RESCORED_DEPTH)
-    rows = np.union1d(lexical, dense[0]).astype(np.int64)
-    return Candidates(rows, np.zeros(len(rows), np.float32), np.full(len(rows), -1, np.int64))
-
-
 def _summary(
     values: Mapping[str, NDArray[np.float64]], resamples: NDArray[np.int64]
 ) -> dict[str, Any]:
@@ -359,20 +190,17 @@ def _differences(
 
 
 def _latency(
-    name: str, searchers: Searchers, texts: Sequence[str], budget: int
+    name: str, searchers: Searchers, texts: Sequence[str], inside: int
 ) -> dict[str, float]:
     """Milliseconds a query, one at a time, from its text to ranked rows.
 
-    codec_only runs no decoder here: its budget of candidate items is the mean one.
+    Methods of the codec run no decoder here: their SIDs hold `inside` items, the beams' mean.
     """
     durations: list[float] = []
     for text in texts[:LATENCY_QUERIES]:
         started = time.perf_counter()
-        if name.startswith("generative"):
-            one = answer(searchers, [text])
-        else:
-            one = _embedded(searchers, [text])
-        _ranker(name, searchers, one, budget)(0)
+        ask = answer if name.startswith("generative") else embedded
+        ranker(name, searchers, ask(searchers, [text]), inside)(0)
         durations.append(1000 * (time.perf_counter() - started))
     p50, p99 = np.percentile(durations, [50, 99])
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}

@@ -26,9 +26,10 @@ from models.prompt import PromptBuilder
 from models.query import QueryPrompts
 from models.tokenizer import Tokenizer
 from models.training import state
-from models.training.evaluate import Searchers, fit_weights, unconstrained_valid_rate
+from models.training.evaluate import unconstrained_valid_rate
 from models.training.parallel import gathered, this_process, wait, whole
 from models.training.personal_weights import personal_settings
+from models.training.rankers import SERVED, Searchers, fit_weights
 from models.training.relevance import relevant_rows
 from models.transformer import Qwen3
 
@@ -83,19 +84,13 @@ def fit_rescoring(
     prompts = QueryPrompts(
         snapshot.codec, PromptBuilder(tokenizer, settings.prompt), settings.level_prior_beta
     )
-    default = RescoringWeights()
-    searchers = Searchers(
-        snapshot, prompts, runner.search_batch, FITTING_BEAM, default, default, default
-    )
+    searchers = Searchers(snapshot, prompts, runner.search_batch, FITTING_BEAM, {})
     truth = _sample(relevant_rows(dataset, "validation"), seed)
     if not truth:
-        return default.to_json(), {"rescoring_queries": 0}
-    generative, codec_only, retrieval = fit_weights(searchers, truth)
-    rescoring = generative.to_json() | {
-        "codec_only": codec_only.to_json(),
-        "hybrid_rescored": retrieval.to_json(),
-        "fitted_at_beam": FITTING_BEAM,
-    }
+        return RescoringWeights().to_json(), {"rescoring_queries": 0}
+    fitted = {name: weights.to_json() for name, weights in fit_weights(searchers, truth).items()}
+    rescoring = fitted.pop(SERVED) | fitted
+    rescoring |= {"fitted_at_beam": FITTING_BEAM, "fitted_with_retrieved": searchers.retrieved}
     rescoring |= personal_settings(
         dataset, snapshot, prompts, runner.search_batch, FITTING_BEAM, seed
     )
@@ -141,7 +136,9 @@ def check_belongs(dataset: Dataset, snapshot: Snapshot, target: Path, *, overwri
             f"snapshot {snapshot.path} has {len(snapshot.items)} items, dataset "
             f"{dataset.path} has {dataset.items.num_rows}; build the snapshot from it"
         )
-    if dataset.version not in snapshot.manifest.get("parents", []):
+    # A dataset that only added behaviour to another one keeps the sides of that one's queries.
+    versions = {dataset.version, *dataset.manifest.get("extends", ())}
+    if versions.isdisjoint(snapshot.manifest.get("parents", [])):
         raise ArtifactError(
             f"snapshot {snapshot.path} was not built from dataset {dataset.path} (version "
             f"{dataset.version}); with another split it may know the test queries: "

@@ -15,8 +15,9 @@ from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
 from models.query import QueryPrompts
-from models.training.evaluate import Searchers, evaluate, unconstrained_valid_rate
+from models.training.evaluate import evaluate, unconstrained_valid_rate
 from models.training.judgments_file import JudgmentsFile
+from models.training.rankers import RESCORED, SERVED, Searchers
 
 VALID_RATE_QUERIES = 200
 
@@ -59,20 +60,22 @@ def searchers_of(snapshot: Snapshot, checkpoint: Checkpoint, beam_width: int) ->
         )
     runner = Runner(DecoderWeights.from_directory(checkpoint.path), snapshot.trie)
     runner.warm_up()
-    rescoring = checkpoint.settings.rescoring
-
-    def weights(data: dict[str, Any] | None) -> RescoringWeights:
-        return RescoringWeights.from_json(data) if data else RescoringWeights()
-
     return Searchers(
         snapshot,
         QueryPrompts.of(snapshot.codec, checkpoint),
         runner.search_batch,
         beam_width,
-        weights(rescoring),
-        weights(rescoring.get("codec_only")),
-        weights(rescoring.get("hybrid_rescored")),
+        weights_of(checkpoint),
     )
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, RescoringWeights]:
+    """The fitted weights of each method; those of the served ranking lie at the top level."""
+    fitted = checkpoint.settings.rescoring
+    if not fitted:
+        return {}
+    methods = {name: fitted[name] for name in RESCORED if name in fitted} | {SERVED: fitted}
+    return {name: RescoringWeights.from_json(data) for name, data in methods.items()}
 
 
 def _notes(found: JudgmentsFile) -> list[str]:

@@ -86,3 +86,27 @@ def test_settings_outside_their_range_are_refused() -> None:
         LexicalIndex.build(["a"], k1=-1)
     with pytest.raises(ConfigError, match="b=2"):
         LexicalIndex.build(["a"], b=2)
+
+
+def test_coverage_by_hand():
+    index = LexicalIndex.build(["red lamp", "red lamps tall", "blue desk", "ladder 100"])
+    rows = np.array([0, 1, 2, 3, 0])
+    idf = {word: float(index.idf[index.vocabulary[word]]) for word in ("red", "lamp", "blue")}
+    total = idf["red"] + idf["lamp"]
+    assert index.coverage("red lamp red", rows) == pytest.approx([1, 1, 0, 0, 1])
+    blue = idf["blue"] / (total + idf["blue"])
+    assert index.coverage("red blue lamp", rows) == pytest.approx(
+        [1 - blue, 1 - blue, blue, 0, 1 - blue]
+    )
+
+
+def test_coverage_of_near_spellings_and_unknown_words():
+    index = LexicalIndex.build(["ladder", "lamp", "1000 watt"])
+    rows = np.arange(3)
+    # ^la lad add dde der er$ against ^la lad ade der er$: four shared of six and five.
+    assert index.coverage("lader", rows) == pytest.approx([8 / 11, 0, 0])
+    assert not index.coverage("zzz", rows).any()
+    assert not index.coverage("100", rows).any()
+    assert not index.coverage("", rows).any()
+    half = index.coverage("lamp zzz", rows)
+    assert 0 < half[1] < 0.5 and not half[[0, 2]].any()

@@ -22,7 +22,7 @@ def drawn_from(weights: np.ndarray, seed: int, queries: int = 400) -> Examples:
     rng = np.random.default_rng(seed)
     examples: Examples = []
     for _ in range(queries):
-        x = rng.standard_normal((12, len(FEATURES))) * [3.0, 0.1, 0.3, 1.0, 1.0]
+        x = rng.standard_normal((12, len(FEATURES))) * [3.0, 0.1, 0.3, 1.0, 1.0, 0.3]
         x += rng.standard_normal(len(FEATURES)) * 5  # a level per query says nothing
         logits = x @ weights
         chances = np.exp(logits - logits.max())
@@ -33,13 +33,13 @@ def drawn_from(weights: np.ndarray, seed: int, queries: int = 400) -> Examples:
 
 
 def test_fit_recovers_the_weights_the_data_came_from() -> None:
-    truth = np.array([0.5, 15.0, 4.0, -0.3, 0.4])
+    truth = np.array([0.5, 15.0, 4.0, -0.3, 0.4, 6.0])
     fitted = fit(drawn_from(truth, 0, 3000), regularisation=0.0).vector()
     np.testing.assert_allclose(fitted, truth, rtol=0.2, atol=0.08)
 
 
 def test_fit_stops_where_the_gradient_is_zero_and_repeats_itself() -> None:
-    examples = drawn_from(np.array([0.5, 15.0, 4.0, 0.3, 0.0]), 1)
+    examples = drawn_from(np.array([0.5, 15.0, 4.0, 0.3, 0.0, 2.0]), 1)
     first, second = fit(examples), fit(examples)
     assert first == second
     assert first.version == second.version != "default"
@@ -60,16 +60,17 @@ def test_fit_stops_where_the_gradient_is_zero_and_repeats_itself() -> None:
 
 
 def test_evidence_never_gets_a_negative_weight() -> None:
-    fitted = fit(drawn_from(np.array([-0.5, -5.0, 4.0, -0.5, -0.5]), 2))
+    fitted = fit(drawn_from(np.array([-0.5, -5.0, 4.0, -0.5, -0.5, -2.0]), 2))
     assert fitted.sid == 0
     assert fitted.dense == 0
     assert fitted.lexical > 0
     assert fitted.popularity < 0
     assert fitted.price < 0
+    assert fitted.words == 0
 
 
 def test_a_constant_column_gets_no_weight() -> None:
-    examples = drawn_from(np.array([0.0, 15.0, 4.0, 0.3, 0.0]), 3, 50)
+    examples = drawn_from(np.array([0.0, 15.0, 4.0, 0.3, 0.0, 2.0]), 3, 50)
     for x, _ in examples:
         x[:, 0] = 0
     assert fit(examples).sid == 0
@@ -122,8 +123,11 @@ def test_reciprocal_rank_fusion_by_hand() -> None:
 
 
 def test_weights_round_trip() -> None:
-    weights = RescoringWeights(1, 2, 3, 4, 5, "v")
+    weights = RescoringWeights(1, 2, 3, 4, 5, 6, "v")
     assert RescoringWeights.from_json(weights.to_json()) == weights
-    assert weights.vector().tolist() == [1, 2, 3, 4, 5]
+    assert weights.vector().tolist() == [1, 2, 3, 4, 5, 6]
+    before = weights.to_json()
+    del before["words"]
+    assert RescoringWeights.from_json(before).words == 0
     with pytest.raises(ConfigError, match="number"):
         RescoringWeights.from_json({"sid": "x"})

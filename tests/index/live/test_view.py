@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from index.items import FILTER_FIELDS, ItemFilter
@@ -216,6 +217,11 @@ def test_a_merge_equals_a_build_from_scratch(
             np.testing.assert_allclose(
                 merged.lexical.scores(query, rows), scratch.lexical.scores(query, rows), rtol=1e-6
             )
+            np.testing.assert_allclose(
+                merged.lexical.coverage(query, rows),
+                scratch.lexical.coverage(query, rows),
+                rtol=1e-6,
+            )
             assert merged.lexical.upper_bound(query) == scratch.lexical.upper_bound(query)
         assert set(merged.lexical.vocabulary) == set(scratch.lexical.vocabulary)
         for filters in FILTERS:
@@ -304,3 +310,17 @@ def _bm25(base: LexicalIndex, query: str, text: str) -> float:
         idf = np.log1p((base.n_items - n_rows + 0.5) / (n_rows + 0.5))
         score += idf * frequency / (frequency + norm) if frequency else 0.0
     return score
+
+
+def test_coverage_of_added_items(base: Snapshot) -> None:
+    view = changed(CatalogueView.of(base), [Upsert(item(999, title="Turquoise Desk Set"))])
+    row = np.array([view.items.row_of("i999")])
+    known = view.lexical.coverage("desk", row)[0]
+    assert known == pytest.approx(1.0)
+    # A word that only added items have is found as it is, words of the base also where misspelt.
+    assert view.lexical.coverage("turquoise desk", row)[0] == pytest.approx(1.0)
+    assert 0.5 <= view.lexical.coverage("dessk", row)[0] < 1.0
+    before = np.arange(base.lexical.n_items)
+    np.testing.assert_array_equal(
+        view.lexical.coverage("red desk", before), base.lexical.coverage("red desk", before)
+    )

@@ -246,7 +246,7 @@ def test_the_published_sizes():
     assert layout_grid(50_000_000) == [PUBLISHED]
     assert PUBLISHED.layout.level_sizes == (4096, 1024, 512, 256, 256)
     assert PUBLISHED.label == "RQ 4096-1024-512 L3-balanced + OPQ 256-256"
-    assert layout_grid(54_667)[0].residual_sizes == (1024, 32)
+    assert layout_grid(54_667)[0].residual_sizes == (8192, 256)
 
 
 def test_the_published_sizes_train_on_a_small_catalogue():
@@ -258,13 +258,13 @@ def test_the_published_sizes_train_on_a_small_catalogue():
 def test_the_layout_of_best_recall_is_chosen():
     grid = [CodecSettings((2, 2)), CodecSettings((32, 8)), CodecSettings((8, 4))]
     relevant = [np.argsort(-(ITEMS @ query))[:5] for query in QUERIES]
-    codec, codes, table = choose_layout(ITEMS, QUERIES, QUERIES, relevant, grid, budget_items=60)
+    codec, codes, table = choose_layout(ITEMS, QUERIES, relevant, grid, budget_items=60)
     recalls = [float(str(row["candidate_recall"])) for row in table]
     assert [row["layout"] for row in table] == [made.label for made in grid]
     assert len(set(recalls)) > 1
     chosen = grid[int(np.argmax(recalls))]
     assert codec.layout == chosen.layout
-    expected, expected_codes = train_codec(ITEMS, QUERIES, chosen)
+    expected, expected_codes = train_codec(ITEMS, NO_QUERIES, chosen)
     assert codec.id == expected.id
     np.testing.assert_array_equal(codes, expected_codes)
 
@@ -272,7 +272,7 @@ def test_the_layout_of_best_recall_is_chosen():
 def test_layouts_are_compared_at_the_same_number_of_items():
     grid = [CodecSettings((4,)), CodecSettings((64, 4))]
     relevant = [np.argsort(-(ITEMS @ query))[:5] for query in QUERIES]
-    _, _, table = choose_layout(ITEMS, QUERIES, QUERIES, relevant, grid, budget_items=75)
+    _, _, table = choose_layout(ITEMS, QUERIES, relevant, grid, budget_items=75)
     assert [row["beam"] for row in table] == [
         round(75 / float(str(row["items_per_sid"]))) for row in table
     ]
@@ -281,8 +281,8 @@ def test_layouts_are_compared_at_the_same_number_of_items():
 
 def test_without_validation_queries_the_first_layout_is_taken():
     grid = [CodecSettings((8, 4)), CodecSettings((16, 4))]
-    codec, _, table = choose_layout(ITEMS, QUERIES, NO_QUERIES, [], grid)
+    codec, _, table = choose_layout(ITEMS, NO_QUERIES, [], grid)
     assert codec.layout == grid[0].layout
     assert [row["candidate_recall"] for row in table] == [0.0, 0.0]
     with pytest.raises(ConfigError, match="no layout"):
-        choose_layout(ITEMS, QUERIES, NO_QUERIES, [], [])
+        choose_layout(ITEMS, NO_QUERIES, [], [])

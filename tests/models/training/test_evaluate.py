@@ -16,15 +16,13 @@ from index.errors import ArtifactError, ConfigError, DataError
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
 from models.training.evaluate import (
-    EXTRA_METHODS,
-    METHODS,
     evaluate,
-    fit_weights,
     legal_rate,
     per_query_metrics,
     unconstrained_valid_rate,
 )
 from models.training.judgments_file import read_judgments
+from models.training.rankers import EXTRA_METHODS, METHODS
 from models.training.run_evaluate import searchers_of
 
 
@@ -68,8 +66,9 @@ def test_a_full_beam_ranks_like_rescoring_everything(tiny_pair: Any) -> None:
     searchers = searchers_of(
         snapshot, Checkpoint.open(tiny_pair.checkpoint), snapshot.trie.n_leaves
     )
-    report = evaluate(searchers, {"oak shelf": rows(2)}, ["generative"])
+    report = evaluate(searchers, {"oak shelf": rows(2)}, ["generative", "generative_beam"])
     assert report["methods"]["generative"]["candidates"] == len(snapshot.items)
+    assert report["methods"]["generative_beam"]["candidates"] == len(snapshot.items)
 
 
 def test_unknown_method_and_no_queries_are_named(tiny_pair: Any) -> None:
@@ -79,18 +78,6 @@ def test_unknown_method_and_no_queries_are_named(tiny_pair: Any) -> None:
         evaluate(searchers, {"desk": rows(0)}, ["magic"])
     with pytest.raises(ConfigError, match="no query has a relevant item"):
         evaluate(searchers, {}, ["bm25"])
-
-
-def test_fitted_weights_favour_what_finds_the_relevant_item(tiny_pair: Any) -> None:
-    snapshot = Snapshot.open(tiny_pair.snapshot)
-    searchers = searchers_of(snapshot, Checkpoint.open(tiny_pair.checkpoint), 16)
-    texts = [str(snapshot.items.get(row)["title"]) for row in range(30)]
-    relevant = {text: rows(row) for row, text in enumerate(texts)}
-    generative, codec_only, retrieval = fit_weights(searchers, relevant)
-    # The queries are the titles themselves: words and vectors agree with the right item.
-    for weights in (generative, codec_only, retrieval):
-        assert weights.dense > 0
-        assert weights.lexical > 0
 
 
 def test_legal_rate_sees_an_illegal_sid(tiny_pair: Any) -> None:
