@@ -35,6 +35,7 @@ from server.hits import hits_of, item_of
 from server.keywords.reader import Found as KeywordsFound
 from server.keywords.reader import KeywordReader, LookUp
 from server.keywords.search import keyword_facts, keyword_request, prompt_terms
+from server.laps import Laps
 from server.metrics import Metrics
 from server.preparation import Preparation, Prepared, notes
 from server.runners import Runners
@@ -208,7 +209,10 @@ class Pipeline:
         return self._engine.stats()
 
     async def promote(
-        self, generation: Generation, before: Callable[[], Awaitable[None]] | None = None
+        self,
+        generation: Generation,
+        before: Callable[[], Awaitable[None]] | None = None,
+        laps: Laps | None = None,
     ) -> asyncio.Event:
         """Answer new searches from another loaded generation, once it is warm in the engine.
 
@@ -216,17 +220,21 @@ class Pipeline:
         theirs; the event is set when the last of them has. `before` is awaited when all is ready:
         what it raises is raised here, and the live generation stays.
         """
+        laps = laps or Laps()
         async with self._promoting:
             old = self._generations.live
             generation = await self._in_thread(generation.succeeding, old)
             await self._engine.swap(generation.runner)
+            laps.lap("warm_up")
             if before is not None:
                 try:
                     await before()
                 except BaseException:
                     await self._engine.swap(old.runner)
                     raise
-            return self._flip(generation)
+            drained = self._flip(generation)
+            laps.lap("flip")
+            return drained
 
     async def replace(
         self,

@@ -35,6 +35,7 @@ from server.canary import ONE_SET_OF_WEIGHTS, Challenger
 from server.choice import Registered, settings_for
 from server.context import UserContexts
 from server.figures import Outcome
+from server.laps import Laps
 from server.memory import NotEnoughMemory
 from server.metrics import Metrics
 from server.pipeline import Pipeline
@@ -70,7 +71,8 @@ class Rollout:
         self._pipeline = pipeline
         self._settings = settings
         self._log = log
-        self._loading = Loading(self.registry, pipeline, settings, log)
+        self._laps = Laps()
+        self._loading = Loading(self.registry, pipeline, settings, log, self._laps)
         self._challenger = Challenger(self.registry, pipeline, settings, log)
         self._live = Loaded(choice.record, pipeline.live, registered.lease)
         self._beside: Loaded | None = None
@@ -110,6 +112,12 @@ class Rollout:
             guard.rollbacks,
             guard.stops,
         )
+
+    @property
+    def last_change_ms(self) -> Mapping[str, float]:
+        """Parts of the last change of what is served: verify, open, golden, warm_up, decide, flip;
+        the first three are missing for what was in memory."""
+        return self._laps.parts_ms
 
     def arms(self) -> Mapping[tuple[str, Outcome], int]:
         """Searches of canaries since the start, by arm and outcome."""
@@ -301,6 +309,7 @@ class Rollout:
     async def _switch(self, version: str, decide: Decision | None) -> None:
         """Serve a generation. `decide` writes the decision; None: others have."""
         started, old, state = time.monotonic(), self._live, None
+        self._laps.begin()
         if version == old.version:
             if decide is not None:
                 self._decided(await asyncio.to_thread(decide))
@@ -349,11 +358,13 @@ class Rollout:
             nonlocal state, loaded
             if loaded.golden is None and loaded.drained is None:
                 loaded = replace(loaded, golden=await self._loading.golden(loaded.generation))
+                self._laps.lap("golden")
             if decide is not None:
                 state = await asyncio.to_thread(decide)
+            self._laps.lap("decide")
 
         try:
-            drained = await self._pipeline.promote(loaded.generation, before)
+            drained = await self._pipeline.promote(loaded.generation, before, self._laps)
         except OnesearchError:
             self._refusals += 1
             raise

@@ -22,6 +22,7 @@ from models.registry.registry import Registry
 from server.choice import PIN_REASON, settings_for
 from server.generation import Generation
 from server.golden import Golden, read_queries, run_golden, sampled_titles
+from server.laps import Laps
 from server.memory import available_bytes, check_memory, needed_bytes
 from server.pipeline import Pipeline
 from server.settings import Settings
@@ -62,12 +63,14 @@ class Loading:
         pipeline: Pipeline,
         settings: Settings,
         log: FilteringBoundLogger,
+        laps: Laps | None = None,
     ) -> None:
         """Raises ConfigError for golden queries that cannot be read."""
         self._registry = registry
         self._pipeline = pipeline
         self._settings = settings
         self._log = log
+        self._laps = laps or Laps()
         # Measured for the live one, since that cannot be measured under load.
         runner = pipeline.live.runner
         self._dtype: str | None = None
@@ -177,14 +180,18 @@ class Loading:
 
     async def _load(self, version: str, live: Loaded) -> Loaded:
         started = time.monotonic()
+        self._laps.lap("prepare")
         record = await asyncio.to_thread(self._verified, version, live)
+        self._laps.lap("verify")
         lease = await asyncio.to_thread(self._pin, version)
         try:
             # The directory of a catalogue is opened by one at a time.
             await self._pipeline.settled()
             generation = await asyncio.to_thread(self.open, record, live)
+            self._laps.lap("open")
             try:
                 golden = await self.golden(generation) if self.tries_beside else None
+                self._laps.lap("golden")
             except BaseException:
                 await asyncio.to_thread(generation.close)
                 raise

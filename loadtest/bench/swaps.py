@@ -248,7 +248,7 @@ async def _swap(
                 begun,
                 ended,
                 target not in in_memory,
-                dict(facts.get("last_switch_ms") or {}),
+                dict(facts.get("last_change_ms") or {}),
                 memory_mb,
             )
         )

@@ -130,6 +130,9 @@ class RolloutFacts(BaseModel):
     trials: list[TrialFacts]
     condemned: CondemnedFacts | None
     shadow: ShadowFacts | None
+    last_change_ms: dict[str, float] = Field(
+        description="parts of the last change of what is served, in the order in which they ended"
+    )
 
 
 class KnownGeneration(BaseModel):
@@ -304,6 +307,7 @@ def _facts(rollout: Rollout) -> RolloutFacts:
         trials=[TrialFacts.model_validate(asdict(trial)) for trial in status.trials],
         condemned=_condemned_facts(status.condemned),
         shadow=None if status.shadow is None else ShadowFacts(**shadow_facts(status.shadow)),
+        last_change_ms=dict(rollout.last_change_ms),
     )
 
 

@@ -123,6 +123,7 @@ def test_load_ahead_promote_and_roll_back(published: Any, follow: Callable[..., 
     assert held == {published.first, published.second}
     promoted = ask(client, published.second, "promote", expected_champion="champion").json()
     assert promoted["live"]["alias"] == "champion"
+    assert "open" not in promoted["last_change_ms"]
     assert client.get("/v1/models").json()["models"][0]["generation"] == promoted["live"]
     metrics = client.get("/metrics").text
     assert f'alias="champion",generation="{published.second}"' in metrics
@@ -132,6 +133,7 @@ def test_load_ahead_promote_and_roll_back(published: Any, follow: Callable[..., 
     # The one before is still in memory, so this is only a flip.
     back = ask(client, published.second, "rollback").json()
     assert back["live"]["version"] == published.first
+    assert list(back["last_change_ms"]) == ["warm_up", "decide", "flip"]
     again = ask(client, published.second, "rollback")
     assert again.json()["type"] == "/problems/champion-moved"
     known = client.get("/admin/generations").json()
@@ -234,6 +236,7 @@ def test_an_engine_with_one_set_of_weights_is_tried_between_its_swap_and_the_fli
     assert [len(swapped), swapped[0] is swapped[1]] == [2, False]
     promoted = ask(client, published.second, "promote").json()
     assert promoted["loaded"][0]["golden"]["answered"] == 16
+    assert list(promoted["last_change_ms"]) == ["warm_up", "golden", "decide", "flip"]
 
 
 def test_three_servers_converge_on_what_any_process_promotes(
