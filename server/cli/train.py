@@ -11,6 +11,7 @@ import typer
 
 from index.errors import ConfigError
 from server.cli import train_stages as stages
+from server.cli.ablate import ablate
 from server.cli.train_stages import (
     Announce,
     AsJson,
@@ -138,3 +139,4 @@ def sft(
 app.command("distill")(stages.distill)
 app.command("align")(stages.align)
 app.command("keywords")(stages.keywords)
+app.command("ablate")(ablate)
