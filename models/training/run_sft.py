@@ -82,7 +82,7 @@ def run_sft(
     )
     state_directory = state.state_path(run.checkpoint)
     keywords = run.keywords.version if run.keywords is not None else ""
-    parents = (dataset.version, snapshot.version, str(run.init or ""), keywords)
+    parents = (dataset.version, snapshot.version, str(run.init or ""), keywords, repr(prompt))
     say("training")
     result = sft.train(
         model,

@@ -83,6 +83,16 @@ def sft(
         float | None,
         typer.Option(min=0, max=0.9, help="Of stage 3: users' sequences without a query."),
     ] = None,
+    pseudo_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Pseudo-queries; the rest asks what people asked."),
+    ] = None,
+    history_dropout: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of users' searches: shown without history.")
+    ] = None,
+    max_history: Annotated[
+        int | None, typer.Option(min=0, max=50, help="Items of a history in the prompt; 0: none.")
+    ] = None,
     save_every_s: SaveEvery = None,
     recompute: Recompute = False,
     device: Device = "auto",
@@ -116,7 +126,12 @@ def sft(
         seed=seed,
     )
     settings = SftSettings(**given)
-    shares = chosen(keyword_share=keyword_share, next_item_share=next_item_share)
+    shares = chosen(
+        keyword_share=keyword_share,
+        next_item_share=next_item_share,
+        pseudo_share=pseudo_share,
+        history_dropout=history_dropout,
+    )
     mixture = replace(settings.mixture, **chosen(thought_tasks=tasks), **shares)
     start = partial(
         SftRun,
@@ -125,7 +140,7 @@ def sft(
         checkpoint,
         init=init,
         keywords=read_keywords(keywords) if keywords is not None else None,
-        prompt=replace(SERVING_PROMPT, user_sid=user_sid),
+        prompt=replace(SERVING_PROMPT, user_sid=user_sid, **chosen(max_history=max_history)),
         overwrite=overwrite,
     )
 
