@@ -10,7 +10,12 @@ VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-
 VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py tests/server/test_vllm_swap.py
 BENCH ?= trie decode filters changes engine overload keywords parity
 
-.PHONY: setup demo test lint types contract check bench bench-env vllm-env test-vllm gpu-check clean
+ABLATION ?= var/ablation
+ABLATION_OUT ?= docs/measurements
+ABLATION_ARGS ?=
+HOMEDEPOT ?= ../shared/data/homedepot
+
+.PHONY: setup demo test lint types contract check bench bench-env ablation vllm-env test-vllm gpu-check clean
 
 setup: $(VENV)/.stamp
 
@@ -45,6 +50,28 @@ bench-env: setup
 # All tables and plots into docs/measurements/; an idle machine, please. BENCH=decode runs one.
 bench: bench-env
 	for name in $(BENCH); do $(BIN)/onesearch bench $$name --out docs/measurements || exit 1; done
+
+# Every component of training, three seeds, on the demo shop and on Home Depot with simulated
+# behaviour: three hours on two idle cores, tables and plots into docs/measurements. It goes on where
+# it was stopped: ABLATION_ARGS='--max-minutes 30' does a part of each.
+ablation: $(ABLATION)/demo.snapshot/manifest.json $(if $(wildcard $(HOMEDEPOT)),$(ABLATION)/homedepot.snapshot/manifest.json)
+	for name in demo homedepot; do \
+	  test -d $(ABLATION)/$$name.snapshot || { echo "$$name left out: there is no $(HOMEDEPOT)"; continue; }; \
+	  $(BIN)/onesearch train ablate $(ABLATION)/$$name $(ABLATION)/$$name.snapshot $(ABLATION)/$$name.work \
+	    --recipe v2 --seeds 3 --out $(ABLATION_OUT) --name ablation-$$name $(ABLATION_ARGS) || exit 1; \
+	done
+
+$(ABLATION)/demo/manifest.json: | setup
+	$(BIN)/onesearch data demo-shop $(@D)
+
+$(ABLATION)/homedepot-judged/manifest.json: | setup
+	$(BIN)/onesearch data import homedepot $(HOMEDEPOT) $(@D)
+
+$(ABLATION)/homedepot/manifest.json: | $(ABLATION)/homedepot-judged/manifest.json
+	$(BIN)/onesearch data simulate $(ABLATION)/homedepot-judged $(@D)
+
+$(ABLATION)/%.snapshot/manifest.json: | $(ABLATION)/%/manifest.json
+	$(BIN)/onesearch index build $(ABLATION)/$* $(@D)
 
 # vLLM pins ranges of its own, so it lives in its own environment (2.6 GB), with the gateway in it.
 vllm-env: $(VLLM_VENV)/.stamp

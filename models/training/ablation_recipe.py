@@ -267,4 +267,4 @@ def recipe_of(name: str, *, quick: bool = False) -> Recipe:
     """Raises ConfigError for an unknown name."""
     if name != "v2":
         raise ConfigError(f"no recipe {name!r}; there is v2")
-    return v2(quick_sizes() if quick else full_sizes())
+    return replace(v2(quick_sizes()), name="v2, quick") if quick else v2(full_sizes())
