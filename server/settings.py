@@ -27,6 +27,7 @@ CONFIG_VARIABLE = "ONESEARCH_CONFIG"
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
+METRICS_HOST = "127.0.0.1"
 DEFAULT_CHAMPION = Path("var/champion.json")
 GOLDEN_FLOOR = 0.9
 ROLLBACK_WINDOW_S = 300.0
@@ -90,6 +91,9 @@ class Settings(BaseSettings):
 
     host: str = Field(DEFAULT_HOST, description="address to listen on")
     port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="port; 0 takes any free one")
+    metrics_host: str = Field(
+        METRICS_HOST, description="address of a worker's and a sidecar's --metrics-port"
+    )
     snapshot: Path | None = Field(None, description="snapshot directory")
     checkpoint: Path | None = Field(None, description="checkpoint directory")
     champion: Path = Field(

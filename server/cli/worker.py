@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from server.keywords.worker import WorkerPlan
 
 EXIT_AT_ONCE = 130
-METRICS_HOST = "127.0.0.1"
+METRICS_HOST = settings_of.METRICS_HOST
 
 
 def worker(
@@ -83,9 +83,16 @@ def worker(
 
 
 def chosen_snapshot(settings: Settings) -> Path | None:
-    """The snapshot that keywords are about: as given, else the champion's, else None."""
+    """The snapshot that keywords are about: as given, else the champion's (of the registry or of
+    the champion file, chosen as `serve` does), else None."""
     if settings.snapshot is not None:
         return settings.snapshot
+    from models.registry.registry import Registry
+
+    registry, named = Registry(settings.registry), settings.model_fields_set
+    asked = "champion" not in named or "registry" in named
+    if asked and registry.exists and registry.aliases().champion is not None:
+        return registry.choose(verify=False).snapshot
     if not settings.champion.is_file():
         return None
     from server.generation import read_champion
@@ -149,7 +156,7 @@ async def _work(
             forward_standard_logging(log)
             one = Worker(queue, store, keys, generator, metrics, log, plan)
             end_with_signals(stop)
-            with _exposed(metrics, metrics_port) as port:
+            with _exposed(metrics, settings.metrics_host, metrics_port) as port:
                 log.info(
                     "working", generator=generator.name, version=generator.version, metrics=port
                 )
@@ -187,15 +194,17 @@ def end_with_signals(stop: asyncio.Event) -> None:
 
 
 @contextmanager
-def _exposed(metrics: WorkerMetrics, port: int | None) -> Generator[int | None, None, None]:
-    """Serve a worker's metrics on 127.0.0.1; the port, None without."""
+def _exposed(
+    metrics: WorkerMetrics, host: str, port: int | None
+) -> Generator[int | None, None, None]:
+    """Serve a worker's metrics; the port, None without."""
     if port is None:
         yield None
         return
     from prometheus_client import start_http_server
 
     try:
-        server, thread = start_http_server(port, METRICS_HOST, metrics.registry)
+        server, thread = start_http_server(port, host, metrics.registry)
     except OSError as error:
         raise ConfigError(f"--metrics-port {port}: {error.strerror}; choose another") from None
     try:
