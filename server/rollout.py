@@ -238,7 +238,11 @@ class Rollout:
         if state.revision != self._aliases.revision:
             self._retry.reset()
             self._challenger_retry.reset()
-        elif not self._problem or not self._retry.is_due:
+        elif self._problem:
+            if not self._retry.is_due:
+                return
+        elif state.champion == self._live.version:
+            # Known is not served: others may promote while this server loads its first generation.
             return
         async with self._turn:
             self._aliases = await asyncio.to_thread(self.registry.aliases)

@@ -322,6 +322,30 @@ def test_what_is_served_without_a_registry(published: Any, tmp_path: Path, plain
     assert [answer.status_code, answer.json()["type"]] == [409, "/problems/no-registry"]
 
 
+@pytest.mark.parametrize("when", ["while it starts", "before its own canary"])
+def test_a_promotion_by_others_that_was_never_looked_at_is_followed(published: Any, when: str):
+    async def scenario() -> None:
+        registry = published.registry
+        settings = Settings(registry=published.path, engine_threads=1, catalogue_changes=False)
+        registered = choose_registered(settings)
+        assert registered is not None
+        if when == "while it starts":
+            promotion.promote(registry, published.second)
+        log = make_logger("error", io.StringIO())
+        pipeline, rollout = await start_rollout(settings, registered, Metrics(), log)
+        if when == "before its own canary":
+            promotion.promote(registry, published.second)
+            await rollout.canary(published.foreign, 0.5, "", Provenance())
+        assert rollout.loaded[0].version == published.first
+        await rollout.converge()
+        assert rollout.loaded[0].version == published.second
+        assert rollout.status().problem == ""
+        await rollout.close()
+        await pipeline.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_generation_leaves_memory_with_its_last_search(published: Any):
     async def scenario() -> None:
         settings = Settings(registry=published.path, engine_threads=1, catalogue_changes=False)
