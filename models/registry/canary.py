@@ -42,9 +42,11 @@ def start_canary(
     """
     if not (math.isfinite(share) and 0 < share < 1):
         raise ConfigError(f"the share is {share:g}; it must be above 0 and below 1")
-    if experiment and (len(experiment) > MAX_NAME_CHARACTERS or not experiment.isprintable()):
+    readable = experiment.isprintable() and experiment == experiment.strip()
+    if len(experiment) > MAX_NAME_CHARACTERS or not readable:
         raise ConfigError(
-            f"the experiment's name must be printable, at most {MAX_NAME_CHARACTERS} characters"
+            "the experiment's name must be printable, without blanks around it, at most "
+            f"{MAX_NAME_CHARACTERS} characters"
         )
     registry.verify(version, hashes=verify, fit=False)
 

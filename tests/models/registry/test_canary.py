@@ -58,8 +58,9 @@ def test_what_is_wrong_is_refused(registry: Registry, pair: tuple[str, str]) -> 
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="above 0 and below 1"):
             start_canary(registry, second, share)
-    with pytest.raises(ConfigError, match="printable"):
-        start_canary(registry, second, 0.1, experiment="a\nb")
+    for name in ("a\nb", "  ", " a", "a "):
+        with pytest.raises(ConfigError, match="printable"):
+            start_canary(registry, second, 0.1, experiment=name)
     with pytest.raises(ConfigError, match="is the champion"):
         start_canary(registry, first, 0.1)
     with pytest.raises(AliasMoved, match=f"champion is {first} by now"):
