@@ -53,6 +53,9 @@ COMMANDS = {
     "events": Command(
         "server.cli.events", "app", "Export what users were shown and did; forget a user."
     ),
+    "sidecar": Command(
+        "server.cli.sidecar", "app", "Train on what users do; publish what passes the gate."
+    ),
     "experiment": Command("server.cli.experiment", "app", "Compare arms of an online experiment."),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),

@@ -23,6 +23,8 @@ users:recent:USER                      zset    `RECENT_TTL_S` after the last eve
                                                time of the event, the newest remembered_items
 generations:moved                      channel none: nothing is stored. A server that misses an
                                                announcement finds the change in the registry itself
+sidecar:lease                          string  the sidecar's setting lease_s after its last renewal;
+                                               says who works
 
 QUERY, USER and EVENT are digests: a key has a bounded length, and no text of a user. VERSION is
 that of the generator: prompt, model, catalogue (`server.keywords.keywords.Source`).
@@ -66,6 +68,7 @@ class Keys:
         self.announcements = f"{self._root}generations:moved"
         self.events = f"{self._root}behaviour:events"
         self.exposures = f"{self._root}behaviour:exposures"
+        self.sidecar = f"{self._root}sidecar:lease"
 
     def keywords(self, version: str, query: str, user_id: str | None) -> str:
         """Where keywords of a normalised query are kept; `user_id` None: the generic ones."""

@@ -1,4 +1,5 @@
-"""All Lua that runs in Redis. Each script is one atomic step: of keyword jobs, and of behaviour.
+"""All Lua that runs in Redis. Each script is one atomic step: of keyword jobs, of behaviour,
+of the sidecar's lease.
 
 A job is one field of `queue:jobs` from the door until it is done or dead, and in between in exactly
 one place: waiting in a stream, in the hands of a worker (pending in the stream's group) or in
@@ -285,4 +286,21 @@ local now = redis.call('TIME')
 local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[2])
 redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', oldest))
 return #ARGV - 3
+""")
+
+RENEW_LEASE = Script("""
+-- A lease begins anew, unless it ended or is another's.
+-- KEYS lease   ARGV token, lease in ms
+-- -> 1 renewed, 0 not held
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+""")
+
+END_LEASE = Script("""
+-- Give a lease back, if it is held still.
+-- KEYS lease   ARGV token
+-- -> 1 given back, 0 not held
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
 """)
