@@ -14,7 +14,7 @@ import typer
 
 from index.errors import ConfigError
 from server import settings as settings_of
-from server.cli.worker import METRICS_HOST, end_with_signals
+from server.cli.worker import end_with_signals
 
 if TYPE_CHECKING:
     from server.sidecar.metrics import SidecarMetrics
@@ -107,7 +107,7 @@ def run(
             except Stopped:
                 return None
 
-    with _exposed(metrics, metrics_port):
+    with _exposed(metrics, gateway.metrics_host, metrics_port):
         done = asyncio.run(work())
     if once:
         _tell(done, as_json)
@@ -165,15 +165,15 @@ def _tell(done: Round | None, as_json: bool) -> None:
 
 
 @contextmanager
-def _exposed(metrics: SidecarMetrics, port: int | None) -> Generator[None, None, None]:
-    """Serve metrics on 127.0.0.1 for a block."""
+def _exposed(metrics: SidecarMetrics, host: str, port: int | None) -> Generator[None, None, None]:
+    """Serve metrics for a block."""
     if port is None:
         yield
         return
     from prometheus_client import start_http_server
 
     try:
-        server, thread = start_http_server(port, METRICS_HOST, metrics.registry)
+        server, thread = start_http_server(port, host, metrics.registry)
     except OSError as error:
         raise ConfigError(f"--metrics-port {port}: {error.strerror}; choose another") from None
     try:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from server.keywords.worker import WorkerPlan
 
 EXIT_AT_ONCE = 130
-METRICS_HOST = settings_of.METRICS_HOST
 
 
 def worker(
