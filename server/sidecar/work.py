@@ -213,13 +213,18 @@ class Work:
             return ()
         if state.canary is not None:
             return (f"canary {state.canary.experiment} is running; {version} has no alias",)
+        beside = state.challenger
+        if settings.publish_as != "champion" and beside not in (None, version):
+            who = self.registry.record(beside).who
+            if who != WHO:
+                return (f"challenger {beside} is {who}'s; {version} has no alias",)
         if settings.publish_as == "champion":
             promote(self.registry, version, expected=one.champion, by=by)
         elif settings.publish_as == "canary":
             share = settings.canary_share
             start_canary(self.registry, version, share, expected=one.champion, by=by)
         else:
-            challenge(self.registry, version, expected=state.challenger, by=by)
+            challenge(self.registry, version, expected=beside, by=by)
         return ()
 
     def _was_named(self, one: Round) -> bool:

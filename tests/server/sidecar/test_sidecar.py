@@ -11,12 +11,13 @@ import pytest
 
 from index.dataset import Dataset
 from index.errors import ConfigError
-from models.registry.promotion import promote, rollback
+from models.registry.promotion import challenge, promote, rollback
 from models.registry.registry import Registry
 from server.cli.main import main
 from server.sidecar import work
 from server.sidecar.batch import read_table
 from server.sidecar.rounds import Rounds
+from server.sidecar.sidecar import Sidecar, Stopped
 
 Once = Callable[..., Any]
 
@@ -139,6 +140,38 @@ def test_whoever_was_promoted_meanwhile_is_the_one_to_beat(
     assert done.champion == waiting.generation
     assert registry.record(done.generation).parents == (waiting.generation,)
     assert registry.aliases().previous == waiting.generation
+
+
+def test_asked_to_end_in_the_middle_of_training_it_goes_on_later(
+    once: Once, behave: Any, liked: Any, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behave(liked(180))
+    with monkeypatch.context() as patch:
+        patch.setattr(Sidecar, "_show", lambda self, stage, progress: self.stop.set())
+        longer = quick.model_copy(update={"sft": replace(quick.sft, examples=192)})
+        with pytest.raises(Stopped):
+            once(longer)
+    [open_round] = Rounds(quick.state).all()
+    assert (open_round.outcome, open_round.step, open_round.attempts) == ("open", "train", 0)
+    assert once(longer).outcome == "published"
+
+
+def test_a_challenger_that_somebody_named_stays(
+    once: Once, behave: Any, liked: Any, quick: Any, shop: Any
+) -> None:
+    registry = Registry(shop.registry)
+    trying = quick.model_copy(update={"publish_as": "challenger"})
+    behave(liked(180), prefix="a")
+    first = once(trying)
+    assert registry.aliases().challenger == first.generation
+    assert registry.aliases().champion == first.champion
+    promote(registry, first.generation)
+    challenge(registry, first.champion)
+    behave(liked(180, seed=9), prefix="b")
+    second = once(trying)
+    assert second.outcome == "published"
+    assert second.notes
+    assert registry.aliases().challenger == first.champion
 
 
 def test_a_step_that_always_fails_ends_its_round(
