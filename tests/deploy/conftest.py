@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = "from server.cli.main import run; run()"
 STARTING_S = 180.0
 ENDING_S = 60.0
+READY = {"gateway": "serving", "worker": "working", "sidecar": "waiting"}
+"""Service → the log line that says that it does its work."""
 _SETTING = re.compile(r"#?([A-Z][A-Z0-9_]+)=(.*)")
 _VARIABLE = re.compile(
     r"\$(?:(?P<escaped>\$)|\{(?P<name>\w+)(?:(?P<how>:-|:\?)(?P<text>[^}]*))?\})"
@@ -125,11 +127,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Redis, gateway and worker, as docker-compose.yml says."""
+    """Redis, gateway, worker and sidecar, as docker-compose.yml says."""
 
     compose: Compose
     gateway: Running
     worker: Running
+    sidecar: Running
     redis_port: int
 
 
@@ -158,10 +161,11 @@ def graph(
     )
     with ExitStack() as stack:
         port = stack.enter_context(redis(compose, folder))
-        start = lambda name, event: stack.enter_context(  # noqa: E731
-            onesearch(compose, name, event, folder, port)
+        gateway, worker, sidecar = (
+            stack.enter_context(onesearch(compose, service, event, folder, port))
+            for service, event in READY.items()
         )
-        yield Graph(compose, start("gateway", "serving"), start("worker", "working"), port)
+        yield Graph(compose, gateway, worker, sidecar, port)
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +226,8 @@ def onesearch(
             value = value.replace(old, new)
         environment[name] = value
     environment |= {"ONESEARCH_PORT": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = ["0" if word.isdigit() else word for word in compose.command(service)]
+    metrics = str(free_port())
+    words = [metrics if word.isdigit() else word for word in compose.command(service)]
     log = folder / f"{service}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -233,7 +238,7 @@ def onesearch(
         )
     try:
         ready = _wait_for(process, log, event)
-        where = ready.get("url") or f"http://127.0.0.1:{ready['metrics']}/"
+        where = ready.get("url") or f"http://127.0.0.1:{metrics}/"
         yield Running(process, where.rstrip("/"), log)
     finally:
         _end(process)

@@ -82,13 +82,13 @@ def test_redis_wants_its_password_and_keeps_a_file(graph: Any):
         assert settings["maxmemory-policy"] == "noeviction"
 
 
-@pytest.mark.parametrize("service", ["gateway", "worker"])
+@pytest.mark.parametrize("service", ["gateway", "worker", "sidecar"])
 def test_the_health_check_passes_for_what_lives_and_fails_for_what_does_not(
     graph: Any, service: str
 ):
     kind, program, flag, script = graph.compose.resolved["services"][service]["healthcheck"]["test"]
     assert [kind, program, flag] == ["CMD", "python", "-c"]
-    port = {"gateway": "8080", "worker": "9101"}[service]
+    port = {"gateway": "8080", "worker": "9101", "sidecar": "9102"}[service]
     assert script.count(port) == 1
     own = getattr(graph, service).url.rpartition(":")[2]
     for where, status in ((own, 0), ("1", 1)):
@@ -100,5 +100,5 @@ def test_the_health_check_passes_for_what_lives_and_fails_for_what_does_not(
 
 def test_the_password_is_in_no_log(graph: Any):
     password = graph.compose.environment("redis")["REDIS_PASSWORD"]
-    for running in (graph.gateway, graph.worker):
+    for running in (graph.gateway, graph.worker, graph.sidecar):
         assert password not in running.log.read_text()
