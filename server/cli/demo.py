@@ -32,6 +32,10 @@ def demo(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     directory: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("var/demo"),
     items: Annotated[int, typer.Option(min=60, help="Items of the shop.")] = DEMO_ITEMS,
+    sessions: Annotated[
+        int | None,
+        typer.Option(min=200, help="Simulated searches; two an item unless given."),
+    ] = None,
     training_minutes: Annotated[
         float, typer.Option(min=0.05, help="Time budget of the decoder's training.")
     ] = TRAINING_MINUTES,
@@ -48,7 +52,11 @@ def demo(
     snapshot, checkpoint = directory / "snapshot", directory / "checkpoint"
     share = items / DEMO_ITEMS
     steps: list[tuple[str, Path, Callable[[], None]]] = [
-        ("dataset: a simulated shop, imported", dataset, lambda: _import(shop, dataset, share)),
+        (
+            "dataset: a simulated shop, imported",
+            dataset,
+            lambda: _import(shop, dataset, share, sessions),
+        ),
         ("snapshot: encoder, codec, trie", snapshot, lambda: _build(dataset, snapshot, share)),
         (
             "checkpoint: the decoder",
@@ -88,7 +96,7 @@ def _check_port(host: str | None, port: int | None) -> None:
     bind(settings.host, settings.port).close()
 
 
-def _import(shop: Path, dataset: Path, share: float) -> None:
+def _import(shop: Path, dataset: Path, share: float, sessions: int | None) -> None:
     from index.importers.demo_shop import generate
     from index.importers.formats import import_dataset
 
@@ -96,7 +104,7 @@ def _import(shop: Path, dataset: Path, share: float) -> None:
         shop,
         n_items=round(DEMO_ITEMS * share),
         n_users=max(round(DEMO_USERS * share), 20),
-        n_sessions=max(round(DEMO_SESSIONS * share), 200),
+        n_sessions=sessions or max(round(DEMO_SESSIONS * share), 200),
     )
     import_dataset("jsonl", shop, dataset)
 

@@ -141,6 +141,7 @@ def test_wrong_input_ends_in_one_line(journey: Path, arguments: list[str], told:
 
 def test_demo_makes_everything_once(tmp_path: Path) -> None:
     arguments = ["demo", "--no-serve", "--items", 80, "--training-minutes", 0.05]
+    arguments += ["--sessions", 300]
     first = onesearch(*arguments, "--directory", tmp_path / "var" / "demo")
     assert "simulated" in first.stderr
     champion = json.loads((tmp_path / "var" / "champion.json").read_text())

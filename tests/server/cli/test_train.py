@@ -46,8 +46,10 @@ def test_keywords_then_fine_tuning_then_distillation_then_alignment(folder: Path
     assert made["queries"] > 0
     sft, distilled, aligned = (folder / name for name in ("sft", "distilled", "aligned"))
     common = ("--layers", 1, "--keywords", keywords, "--thoughts", "query_keywords")
-    trained = facts("train", "sft", dataset, snapshot, sft, *common, *BUDGET)
+    shares = ("--pseudo-share", 0.5, "--history-dropout", 0.5, "--max-history", 3)
+    trained = facts("train", "sft", dataset, snapshot, sft, *common, *shares, *BUDGET)
     assert trained["steps"] == 2
+    assert json.loads((sft / "onesearch.json").read_text())["prompt"]["max_history"] == 3
     trained = facts(
         *("train", "distill", dataset, snapshot, distilled, "--init", sft),
         *("--keywords", keywords, "--no-focal", "--fgm", 0, *BUDGET),
