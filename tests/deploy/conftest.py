@@ -274,6 +274,12 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def unused_port() -> int:
+    """Nobody listens there."""
+    return free_port()
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:

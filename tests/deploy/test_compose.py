@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,21 @@ def test_it_is_a_compose_file(compose: Any):
     parsed = known.PyCompose.from_yaml(yaml.safe_dump(compose.resolved))
     assert set(parsed.service_names()) == set(services(compose))
     parsed.validate()
+
+
+def test_docker_compose_resolves_it():
+    docker = shutil.which("docker")
+    if (
+        docker is None
+        or subprocess.run([docker, "compose", "version"], stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("docker compose is not installed")
+    profiles = ["--profile", "demo", "--profile", "gpu", "--profile", "llm"]
+    subprocess.run(
+        [docker, "compose", "--env-file", ".env.example", *profiles, "config", "--quiet"],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 def test_the_example_names_every_variable_and_shows_its_default(
