@@ -12,7 +12,7 @@ import torch
 from decoding.native.runner import Runner, default_threads
 from decoding.weights import DecoderWeights
 from index.dataset import Dataset
-from index.errors import ArtifactError
+from index.errors import ArtifactError, ConfigError
 from index.snapshot import Snapshot
 from index.taste import MAX_HISTORY, TasteTable
 from models.checkpoint import Checkpoint
@@ -25,6 +25,7 @@ from models.training.visit_slices import searches_by_query, slices_of
 from models.training.visits import Visit, read_choices, read_visits, rows_by_id
 
 MAX_VISITS = 4_000
+SPLITS = ("test", "validation", "train")
 
 
 def run_personal(
@@ -35,14 +36,18 @@ def run_personal(
     *,
     seed: int = 7,
     max_visits: int = MAX_VISITS,
+    split: str = "test",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The report of `onesearch evaluate --visits`: weights fitted on the dataset's validation
-    visits, figures on its test visits (a seeded sample of at most `max_visits` of each).
+    visits, figures on those of `split` (a seeded sample of at most `max_visits` of each). On the
+    training split they say what was learnt by heart, not how well anything is found.
 
-    Raises ArtifactError when the parts do not belong together, DataError when training material
-    knows what is measured.
+    Raises ConfigError for an unknown split, ArtifactError when the parts do not belong together,
+    DataError when training material knows what is measured.
     """
+    if split not in SPLITS:
+        raise ConfigError(f"there is no split {split!r}; known: {', '.join(SPLITS)}")
     torch.set_num_threads(default_threads())
     dataset = Dataset.open(dataset_path)
     snapshot, checkpoint = Snapshot.open(snapshot_path), Checkpoint.open(checkpoint_path)
@@ -50,11 +55,11 @@ def run_personal(
     training = read_visits(dataset, "train")
     check_leakage(dataset, training)
     validation, test = (
-        _sample(read_visits(dataset, split, max_history=MAX_HISTORY), max_visits, seed)
-        for split in ("validation", "test")
+        _sample(read_visits(dataset, name, max_history=MAX_HISTORY), max_visits, seed)
+        for name in ("validation", split)
     )
     slices = slices_of(test, training, searches_by_query(dataset))
-    following = read_cases(dataset, "test") if has_sequences(dataset) else []
+    following = read_cases(dataset, split) if split == "test" and has_sequences(dataset) else []
     report = evaluate_visits(searcher, validation, test, slices, seed=seed, progress=progress)
     if following:
         sequences = [
@@ -65,6 +70,7 @@ def run_personal(
             searcher, following, sequences, seed=seed, progress=progress
         )
     return report | {
+        "split": split,
         "validation_visits": len(validation),
         "dataset_version": dataset.version,
         "model_version": checkpoint.version,

@@ -28,6 +28,9 @@ def evaluate(
         typer.Option(help="Instead of judgments: a dataset, whose users' test searches count."),
     ] = None,
     max_visits: Annotated[int, typer.Option(min=1, help="With --visits: sample at most.")] = 4000,
+    split: Annotated[
+        str, typer.Option(help="With --visits: test; or train, for what was learnt by heart.")
+    ] = "test",
     methods: Annotated[
         str, typer.Option(help="Comma-separated; hybrid_rescored may be added.")
     ] = "generative,generative_only,codec_only,bm25,dense,hybrid",
@@ -44,7 +47,13 @@ def evaluate(
         from server.cli.visits_report import evaluate_visits_command
 
         evaluate_visits_command(
-            visits, snapshot, checkpoint, beam, max_visits=max_visits, as_json=as_json
+            visits,
+            snapshot,
+            checkpoint,
+            beam,
+            max_visits=max_visits,
+            split=split,
+            as_json=as_json,
         )
         return
     if judgments is None or relevant_from is None:

@@ -14,7 +14,14 @@ WIDTH = 130
 
 
 def evaluate_visits_command(
-    dataset: Path, snapshot: Path, checkpoint: Path, beam: int, *, max_visits: int, as_json: bool
+    dataset: Path,
+    snapshot: Path,
+    checkpoint: Path,
+    beam: int,
+    *,
+    max_visits: int,
+    split: str,
+    as_json: bool,
 ) -> None:
     """Measure and print."""
     from models.training.run_personal import run_personal
@@ -25,7 +32,13 @@ def evaluate_visits_command(
             status.update(f"{what}: {done}/{total}")
 
         report = run_personal(
-            dataset, snapshot, checkpoint, beam, max_visits=max_visits, progress=show
+            dataset,
+            snapshot,
+            checkpoint,
+            beam,
+            max_visits=max_visits,
+            split=split,
+            progress=show,
         )
     if as_json:
         typer.echo(orjson.dumps(report).decode())
@@ -42,6 +55,8 @@ def evaluate_visits_command(
 
 def _methods(report: dict[str, Any], target: str, found: dict[str, Any]) -> Table:
     facts = [f"{found['visits']} searches with a {target}", f"beam {report['beam_width']}"]
+    if report["split"] != "test":
+        facts.append(f"split {report['split']}")
     if report["simulated"]:
         facts.append("simulated behaviour")
     if report["queries_derived"]:

@@ -143,6 +143,15 @@ def test_parts_must_belong_together(
         run_personal(other.path, tiny_pair.snapshot, tiny_pair.checkpoint, 8)
 
 
+def test_training_visits_can_be_measured(dataset: Dataset, tiny_pair: TinyPair) -> None:
+    paths = (dataset.path, tiny_pair.snapshot, tiny_pair.checkpoint)
+    report = run_personal(*paths, 8, split="train", max_visits=30)
+    assert report["split"] == "train"
+    assert report["visits"] == 30
+    with pytest.raises(ConfigError, match="no split 'tset'"):
+        run_personal(*paths, 8, split="tset")
+
+
 def opened(pair: TinyPair) -> tuple[Snapshot, Any]:
     from models.checkpoint import Checkpoint
 
