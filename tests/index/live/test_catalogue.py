@@ -336,7 +336,7 @@ def test_an_export_from_another_place_is_refused(
     catalogue = either()
     catalogue.apply([Delete("i5")])
     catalogue.close()
-    with pytest.raises(ArtifactError, match="holds 2 changes of its catalogue.*has fewer"):
+    with pytest.raises(ArtifactError, match=r"holds 2 changes of its catalogue.*has fewer"):
         LiveCatalogue.open(tmp_path / "exported", live_directory(path), QUIET)
 
 
