@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import httpx
 import pytest
 import yaml
 
-from index.snapshot import Snapshot
+from models.checkpoint import Checkpoint, save_checkpoint
 from models.registry import promotion
 from models.registry.publication import publish
 from models.registry.registry import Registry
@@ -171,14 +171,11 @@ def graph(
 @pytest.fixture(scope="session")
 def other_checkpoint(tiny_pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pair's weights with less of the codebook prior: another generation."""
-    import importlib.util
-
-    found = importlib.util.spec_from_file_location("tiny", ROOT / "tests" / "conftest.py")
-    assert found is not None and found.loader is not None
-    tiny = importlib.util.module_from_spec(found)
-    found.loader.exec_module(tiny)
+    opened = Checkpoint.open(tiny_pair.checkpoint)
+    other = replace(opened.settings, level_prior_beta=1.0)
     path = tmp_path_factory.mktemp("challenger") / "checkpoint"
-    return tiny.write_tiny_checkpoint(path, Snapshot.open(tiny_pair.snapshot), level_prior_beta=1.0)
+    save_checkpoint(path, opened.load_model(), opened.tokenizer, other, {})
+    return path
 
 
 @contextmanager
