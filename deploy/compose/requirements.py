@@ -1,6 +1,6 @@
 """The requirements that a pyproject.toml names, one a line: for an image layer without the source.
 
-    python requirements.py pyproject.toml [EXTRA …]
+python requirements.py pyproject.toml [EXTRA …]
 """
 
 from __future__ import annotations
