@@ -210,11 +210,16 @@ def _shares(text: str) -> dict[str, float]:
     """`a=0.9,b=0.1` as numbers. Raises ConfigError."""
     shares: dict[str, float] = {}
     for part in text.split(","):
-        arm, _, share = part.partition("=")
+        arm, _, share = (side.strip() for side in part.partition("="))
         try:
-            shares[arm.strip()] = float(Fraction(share.strip()))
-        except (ValueError, ZeroDivisionError):
+            value = float(Fraction(share))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            value = None
+        if not arm or value is None:
             raise ConfigError(
                 f"shares {text!r} are not understood; give them as champion=0.9,challenger=0.1"
-            ) from None
+            )
+        if arm in shares:
+            raise ConfigError(f"shares {text!r} name arm {arm!r} twice")
+        shares[arm] = value
     return shares

@@ -108,10 +108,12 @@ def read_events(path: Path, rejected: Rejected) -> Iterator[ShownEvent]:
 
 
 def kind_of(path: Path) -> str:
-    """jsonl or parquet, by the file's name. Raises ConfigError."""
+    """jsonl or parquet, by the file's name. Raises ConfigError, also where there is no file."""
     for kind in KINDS:
         if path.name.lower().endswith(SUFFIXES[kind]):
             return kind
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or directory")
     known = ", ".join(suffix for kind in KINDS for suffix in SUFFIXES[kind])
     raise ConfigError(f"{path}: unknown kind of file; known are {known}")
 

@@ -128,5 +128,8 @@ def test_files_are_read_and_bad_rows_counted(tmp_path: Path) -> None:
     events.write_text('{"request_id":"r","item_id":"i","kind":"view","time":1}\n')
     with pytest.raises(DataError, match=r"no row can be used.*neither click nor order"):
         list(read_events(events, Rejected()))
+    with pytest.raises(ConfigError, match="no such file or directory"):
+        list(read_events(tmp_path / "events.txt", Rejected()))
+    (tmp_path / "events.txt").touch()
     with pytest.raises(ConfigError, match="unknown kind of file"):
         list(read_events(tmp_path / "events.txt", Rejected()))
