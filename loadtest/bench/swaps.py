@@ -99,6 +99,8 @@ class Record:
     latencies: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     """Due instant and seconds of every answer."""
     outcomes: Counter[str] = field(default_factory=Counter[str])
+    failed: list[float] = field(default_factory=list[float])
+    """Due instants of what was refused or lost."""
     faults: list[str] = field(default_factory=list[str])
     answered_by: Counter[str] = field(default_factory=Counter[str])
 
@@ -107,9 +109,15 @@ class Record:
         inside: list[float] = []
         outside: list[float] = []
         for due, latency in self.latencies:
-            near = any(one.begun <= due <= one.ended + SETTLED_S for one in self.swaps)
-            (inside if near else outside).append(latency)
+            (inside if self._is_near(due) else outside).append(latency)
         return inside, outside
+
+    def failed_during(self) -> int:
+        """Refused or lost, and due during a swap."""
+        return sum(map(self._is_near, self.failed))
+
+    def _is_near(self, due: float) -> bool:
+        return any(one.begun <= due <= one.ended + SETTLED_S for one in self.swaps)
 
 
 def rows(
@@ -151,6 +159,8 @@ def _run(engine: str, quick: bool, snapshot: Path | None, checkpoint: Path | Non
             "ONESEARCH_REGISTRY": str(stock.path),
             "ONESEARCH_ENGINE": engine,
             "ONESEARCH_KEYWORDS": "off",
+            # What searches leave in Redis grows with the searches, up to a bound of its own.
+            "ONESEARCH_EVENTS": "false",
         }
         with running([], folder, settings) as (port, process):
             queries = queries_of(snapshot)[:QUERIES]
@@ -198,6 +208,7 @@ def _watcher(record: Record, judge: Judge) -> Callable[[Ended], None]:
     def seen(ended: Ended) -> None:
         record.outcomes[ended.outcome] += 1
         if ended.outcome not in ENDED_WELL or ended.latency is None:
+            record.failed.append(ended.due)
             return
         record.latencies.append((ended.due, ended.latency))
         answer = orjson.loads(ended.answer[ended.answer.index(b"\r\n\r\n") + 4 :])
@@ -316,6 +327,7 @@ def _rows(engine: str, plan: Plan, rate: float, record: Record) -> list[Row]:
             "of all",
             offered=total,
             outcomes=dict(record.outcomes),
+            during_swaps=record.failed_during(),
             by_model=dict(record.answered_by),
             faults=record.faults[:SHOWN_FAULTS],
         ),

@@ -79,11 +79,13 @@ def test_rows_tell_what_was_not_whole():
     record = Record([Swap("promotion", 1.0, 2.0, True, {"open": 5.0}, 100.0) for _ in range(9)])
     record.latencies = [(1.5, 0.03), (5.0, 0.01)]
     record.outcomes.update({"200": 7, "503": 2, "degraded": 1})
+    record.failed = [1.2, 9.0]
     record.faults.append("mixed")
     table = swaps._rows("native", Plan(1.0, 9, swaps.QUICK), 10.0, record)
     rows = {row["what"]: row for row in table}
     assert rows["p99 of answers during swaps"]["ratio"] == {"outside of swaps": 0.3333}
     assert rows["answers not whole"]["ours"] == 2
+    assert rows["answers not whole"]["during_swaps"] == 1
     assert rows["answers not whole"]["peers"] == {"mixed generations": 1}
     assert rows["disk to live"]["parts_ms"] == {"open": 5.0}
     assert rows["growth of memory"]["ours"] == 0
