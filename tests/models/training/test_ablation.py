@@ -238,5 +238,8 @@ def test_killed_and_continued(shop: Path, pretrained: Path, tmp_path: Path, work
     for node in ("v1", "cot"):
         target = folder / "seed-1" / node / "checkpoint"
         assert not state_path(target).exists()
+        found = Checkpoint.open(target)
         whole = Checkpoint.open(work.work / "seed-1" / node / "checkpoint")
-        assert Checkpoint.open(target).version == whole.version
+        # The ranking weights may differ in the last digit: how products are computed is measured.
+        weights = [(one.path / "model.safetensors").read_bytes() for one in (found, whole)]
+        assert weights[0] == weights[1]
