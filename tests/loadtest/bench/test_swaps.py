@@ -84,8 +84,9 @@ def test_rows_tell_what_was_not_whole():
     table = swaps._rows("native", Plan(1.0, 9, swaps.QUICK), 10.0, record)
     rows = {row["what"]: row for row in table}
     assert rows["p99 of answers during swaps"]["ratio"] == {"outside of swaps": 0.3333}
-    assert rows["answers not whole"]["ours"] == 2
-    assert rows["answers not whole"]["during_swaps"] == 1
-    assert rows["answers not whole"]["peers"] == {"mixed generations": 1}
+    assert rows["answers refused or lost"]["ours"] == 2
+    assert rows["answers refused or lost"]["during_swaps"] == 1
+    assert rows["answers of mixed generations"]["ours"] == 1
+    assert rows["answers of mixed generations"]["faults"] == ["mixed"]
     assert rows["disk to live"]["parts_ms"] == {"open": 5.0}
     assert rows["growth of memory"]["ours"] == 0
