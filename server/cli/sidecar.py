@@ -122,6 +122,8 @@ def status(state: State = None, own: OwnSettings = None, as_json: AsJson = False
     if as_json:
         typer.echo(orjson.dumps({"rounds": [one.to_json() for one in rounds]}).decode())
         return
+    if not rounds:
+        typer.echo("there has been no round yet")
     for one in rounds:
         when = datetime.fromtimestamp(one.updated).astimezone().isoformat(timespec="seconds")
         at = f" at {one.step}" if one.outcome == "open" else ""

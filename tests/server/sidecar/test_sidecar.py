@@ -80,6 +80,13 @@ def test_a_refused_batch_is_replayed_through_the_gate(
     assert "clicks of one user" in capsys.readouterr().out
 
 
+def test_a_sidecar_that_never_ran_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sidecar", "status", "--state", str(tmp_path / "none")]) == 0
+    assert "no round yet" in capsys.readouterr().out
+
+
 def test_rounds_build_on_each_other_and_held_out_searches_stay_so(
     once: Once, behave: Any, liked: Any, quick: Any, shop: Any
 ) -> None:
