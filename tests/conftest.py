@@ -37,10 +37,15 @@ class TinyPair(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_events_unless_asked_for() -> Generator[None, None, None]:
-    """No server of a test starts a Redis in the working directory by itself."""
+def settings_of_tests() -> Generator[None, None, None]:
+    """What every server of a test has, unless the test says otherwise.
+
+    It starts no Redis in the working directory by itself, and computes in float32: "auto" is
+    measured, and on a busy machine two engines of one test could choose two types.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONESEARCH_EVENTS", "false")
+        patch.setenv("ONESEARCH_ENGINE_DTYPE", "float32")
         yield
 
 

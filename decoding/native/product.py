@@ -50,11 +50,17 @@ class Product:
 def computing_type(precision: Precision, hidden_size: int) -> torch.dtype:
     """The type that the body of a decoder of this width computes in, on this CPU.
 
-    "auto" measures for a few milliseconds: bfloat16 where its products are clearly faster, else
-    float32. Scores are float32 in either case (`DecoderWeights.level_output`).
+    "auto" measures for a few milliseconds, once in a process for each width, so that all its
+    generations compute alike: bfloat16 where its products are clearly faster, else float32. Scores
+    are float32 in either case (`DecoderWeights.level_output`).
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return _faster_type(hidden_size)
+
+
+@lru_cache(maxsize=64)
+def _faster_type(hidden_size: int) -> torch.dtype:
     exact, narrow = (
         _seconds(Product(torch.zeros(2 * hidden_size, hidden_size, dtype=kind)), kind, hidden_size)
         for kind in (torch.float32, torch.bfloat16)

@@ -28,7 +28,12 @@ def test_a_named_type_is_taken_and_auto_follows_the_measured_times(monkeypatch):
     for exact, expected in ((1.0, torch.float32), (1.1, torch.float32), (2.0, torch.bfloat16)):
         times = {torch.float32: exact, torch.bfloat16: 1.0}
         monkeypatch.setattr(product, "_seconds", lambda run, kind, width, times=times: times[kind])
+        product._faster_type.cache_clear()
         assert computing_type("auto", 64) == expected
+    monkeypatch.setattr(product, "_seconds", None)
+    # Once in a process: nothing is measured again.
+    assert computing_type("auto", 64) == torch.bfloat16
+    product._faster_type.cache_clear()
 
 
 def test_a_build_without_packed_products_takes_the_plain_ones(monkeypatch):
