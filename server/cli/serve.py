@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from server.choice import Registered
     from server.gateway import Gateway
 
-HEAD_BYTES = 64 * 1024
-"""Of a request's line and headers."""
-
 
 def serve(
     snapshot: Annotated[Path | None, typer.Option(help="Snapshot directory.")] = None,
@@ -79,7 +76,7 @@ def run_server(settings: Settings) -> None:
     if settings.redis_url is not None:
         from server.redis.connection import check_url
 
-        check_url(settings.redis_url)
+        check_url(settings.redis_address or "")
     # What needs torch is imported here: wrong settings are told without waiting for it.
     from server.choice import choose_registered
     from server.generation import chosen_paths
@@ -144,14 +141,16 @@ async def _serve(
     listener: socket.socket,
 ) -> None:
     from server.app import create_app
+    from server.connections import server_config
     from server.events.behaviour import start_behaviour
     from server.logs import forward_standard_logging, make_logger
     from server.metrics import Metrics
     from server.rollout import start_rollout
     from server.start import start_pipeline
+    from server.traces import start_traces
 
     started = time.monotonic()
-    metrics, log = Metrics(), make_logger(settings.log_level)
+    metrics, log = Metrics(start_traces(settings, "gateway")), make_logger(settings.log_level)
     behaviour = await start_behaviour(settings, metrics, log)
     contexts = behaviour.contexts if behaviour is not None else None
     rollout = None
@@ -185,16 +184,7 @@ async def _serve(
     gc.collect()
     gc.freeze()
     server = DrainingServer(
-        uvicorn.Config(
-            app,
-            # Uvicorn would take httptools where it finds it, with which heads have no limit.
-            http="h11",
-            h11_max_incomplete_event_size=HEAD_BYTES,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
-        ),
+        server_config(app, settings.shutdown_s),
         app.state.gateway,
         settings.drain_s,
     )

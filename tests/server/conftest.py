@@ -30,6 +30,7 @@ from models.registry.registry import Provenance, Registry
 from server.app import create_app
 from server.choice import choose_registered
 from server.cli.serve import bind, loop_factory
+from server.connections import server_config
 from server.context import InMemoryUserContexts
 from server.generation import Generation, Generations
 from server.keywords.dead_letters import DeadLetters
@@ -160,10 +161,7 @@ class StubEngine:
 def serving(app: Any) -> Generator[str, None, None]:
     """Serve an ASGI application; the base URL."""
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(
-        app, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(app, shutdown_s=2))
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

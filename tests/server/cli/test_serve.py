@@ -20,7 +20,8 @@ from models.registry.promotion import promote
 from models.registry.publication import publish
 from models.registry.registry import Registry
 from server.cli import serve
-from server.cli.serve import HEAD_BYTES, bind, loop_factory
+from server.cli.serve import bind, loop_factory
+from server.connections import HEAD_BYTES
 from server.settings import Settings
 
 STARTING_S = 60
