@@ -17,13 +17,14 @@ numbers and scoring given rows looks each of them up by binary search.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import orjson
+from numba import njit
 from numpy.typing import NDArray
 
 from index.arrays import open_array, save_arrays
@@ -188,23 +189,21 @@ class LexicalIndex:
             return float(inverse_frequency(self.n_items, np.zeros(1, dtype=np.int64))[0])
         return float(self.idf[number])
 
-    def near(self, token: str) -> list[tuple[int, float]]:
-        """Known tokens like this one, itself included, and how similar."""
+    def near(self, token: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Numbers of the known tokens like this one, itself included, and how similar they are."""
         numbers, similarity = self.spellings.near(token)
-        found = dict(zip(numbers.tolist(), similarity.tolist(), strict=True))
-        if token in self.vocabulary:
-            found[self.vocabulary[token]] = 1.0
-        return list(found.items())
+        own = self.vocabulary.get(token)
+        if own is not None and own not in numbers:
+            # A word with a digit is near to itself only, which the spellings do not say.
+            numbers = np.append(numbers, own)
+            similarity = np.append(similarity, np.float32(1.0))
+        return numbers, similarity
 
     def best_similarity(self, token: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """How similar the most similar token of the given items is, float32 (len(rows),)."""
         wanted = np.asarray(rows).astype(np.uint32)
         best = np.zeros(len(wanted), dtype=np.float32)
-        for number, similarity in self.near(token):
-            run = self.rows[self.start[number] : self.start[number + 1]]
-            if len(run):
-                found = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
-                np.maximum(best, np.where(run[found] == wanted, similarity, 0), out=best)
+        _raise_to_similarity(self.start, self.rows, *self.near(token), wanted, best)
         return best
 
     def search(
@@ -223,6 +222,17 @@ class LexicalIndex:
         hits = np.flatnonzero(scores)
         rows = hits[best_rows(scores[hits], k)]
         return rows, scores[rows]
+
+    def rows_with_all(self, tokens: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the items that have every one of the tokens, ascending, int64 (n,)."""
+        numbers = [self.vocabulary.get(token, -1) for token in tokens]
+        if not numbers or min(numbers) < 0:
+            return np.empty(0, dtype=np.int64)
+        runs = sorted((self.rows[self.start[n] : self.start[n + 1]] for n in numbers), key=len)
+        found = runs[0]
+        for run in runs[1:]:
+            found = found[np.isin(found, run, assume_unique=True)]
+        return found.astype(np.int64)
 
     def upper_bound(self, query: str) -> float:
         """Σ idf of the query's tokens: no item can score more. 0 if no token is known."""
@@ -256,3 +266,29 @@ def length_norm(
 ) -> NDArray[np.float64]:
     """k1·(1 − b + b·length / mean length), float64 (n,)."""
     return k1 * (1 - b + b * lengths.astype(np.float64) / max(mean, 1e-9))
+
+
+@njit(cache=True, nogil=True)
+def _raise_to_similarity(
+    start: NDArray[np.int64],
+    rows: NDArray[np.uint32],
+    numbers: NDArray[np.int64],
+    similarity: NDArray[np.float32],
+    wanted: NDArray[np.uint32],
+    best: NDArray[np.float32],
+) -> None:
+    """Raise `best` of each wanted row to the similarity of each numbered token that it has."""
+    for place in range(len(numbers)):
+        first, end = start[numbers[place]], start[numbers[place] + 1]
+        for number in range(len(wanted)):
+            if best[number] >= similarity[place]:
+                continue
+            low, high = first, end
+            while low < high:
+                middle = (low + high) >> 1
+                if rows[middle] < wanted[number]:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < end and rows[low] == wanted[number]:
+                best[number] = similarity[place]

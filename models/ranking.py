@@ -2,8 +2,8 @@
 
 hypotheses → postings → items under the filter, and those that dense and lexical search find beside
 them → features → weighted score → order. The arithmetic is `index.rescoring`; here it is only put
-together. Filters hold exactly: an item of an allowed SID that does not pass the filter itself is
-left out.
+together. Items that the query names (`index.identifiers`) go before all others. Filters hold
+exactly: an item of an allowed SID that does not pass the filter itself is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from decoding.engine import Hypotheses
 from index.catalogue import Catalogue
+from index.identifiers import named_rows
 from index.rescoring import RescoringWeights, features, score
 
 RETRIEVED = 200
@@ -62,7 +63,8 @@ def with_retrieved(
     mask: NDArray[np.bool_] | None,
     retrieved: int,
 ) -> Candidates:
-    """The items `inside` (of SIDs), then up to `retrieved` of each of dense and lexical search.
+    """The items `inside` (of SIDs), then up to `retrieved` of each of dense and lexical search, and
+    those that the query names.
 
     `embedding` float32 (d,); `mask` bool (n_items,). Items from outside have SID score NaN and
     hypothesis −1; no row is given twice.
@@ -71,7 +73,10 @@ def with_retrieved(
         return inside
     dense = catalogue.dense.search(embedding[None], retrieved, mask)[0][0]
     lexical = catalogue.lexical.search(query, retrieved, mask)[0]
-    outside = np.setdiff1d(np.concatenate([dense, lexical]), inside.rows)
+    named = named_rows(catalogue, query)
+    if mask is not None:
+        named = named[mask[named]]
+    outside = np.setdiff1d(np.concatenate([dense, lexical, named]), inside.rows)
     return Candidates(
         np.concatenate([inside.rows, outside]),
         np.concatenate([inside.sid_scores, np.full(len(outside), np.nan, np.float32)]),
@@ -87,11 +92,18 @@ def rank_candidates(
     candidates: Candidates,
     taste: NDArray[np.float32] | None = None,
 ) -> Ranked:
-    """Candidates in served order. `taste` float32 (n,): what the user's history adds to each."""
+    """Candidates in served order: those that the query names, then the others, by score.
+
+    `taste` float32 (n,): what the user's history adds to each. The score of a named item is raised
+    by what lifts the worst of them above the best of all.
+    """
     table = features(query_embedding, query_text, candidates.rows, candidates.sid_scores, catalogue)
     total = score(table, weights)
     if taste is not None:
         total = total + taste
+    named = np.isin(candidates.rows, named_rows(catalogue, query_text))
+    if named.any():
+        total = total + np.where(named, np.ptp(total) + 1, 0).astype(np.float32)
     order = np.lexsort((candidates.rows, -total))
     return Ranked(
         candidates.rows[order],

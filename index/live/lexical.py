@@ -7,6 +7,7 @@ addends side by side, by item; a token's are found by a scan, for they are few.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -106,7 +107,7 @@ class LiveLexical:
             return self.base.scores(query, rows)
         scores = np.empty(len(rows), dtype=np.float32)
         scores[inside] = self.base.scores(query, rows[inside])
-        scores[~inside] = self._score_added(query)[rows[~inside] - self.base.n_items]
+        scores[~inside] = self._scores_of_added(query, rows[~inside] - self.base.n_items)
         return scores
 
     def coverage(self, query: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -117,7 +118,7 @@ class LiveLexical:
         covered = np.empty(len(rows), dtype=np.float32)
         covered[inside] = self.base.coverage(query, rows[inside])
         if not inside.all():
-            covered[~inside] = self._cover_added(query)[rows[~inside] - self.base.n_items]
+            covered[~inside] = self._cover_added(query, rows[~inside] - self.base.n_items)
         return covered
 
     def search(
@@ -144,6 +145,19 @@ class LiveLexical:
         best = best_rows(scores, k)
         return rows[best], scores[best]
 
+    def rows_with_all(self, tokens: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the living items that have every one of the tokens, ascending, int64 (n,)."""
+        rows = self.base.rows_with_all(tokens)
+        if self.n_added:
+            numbers = self._numbers_of(tokens)
+            if numbers and len(numbers) == len(tokens):
+                # An item has each of its tokens once among the addends.
+                items = self.items[np.isin(self.tokens, numbers)]
+                found, count = np.unique(items, return_counts=True)
+                added = found[count == len(set(numbers))] + self.base.n_items
+                rows = np.concatenate([rows, added])
+        return rows if self.alive is None else rows[self.alive[rows]]
+
     def upper_bound(self, query: str) -> float:
         """Σ idf of the query's tokens: no item can score more. 0 if no token is known."""
         unknown = sum(number >= len(self.base.idf) for number in self._numbers(query))
@@ -157,24 +171,53 @@ class LiveLexical:
             scores[self.items[found]] += self.impacts[found]
         return scores
 
-    def _cover_added(self, query: str) -> NDArray[np.float32]:
-        """Coverage of all added items, float32 (n_added,)."""
-        tokens = list(dict.fromkeys(words(query)))
-        weights = [self.base.token_weight(token) for token in tokens]
-        covered = np.zeros(self.n_added, dtype=np.float32)
-        for token, weight in zip(tokens, weights, strict=True):
-            near = self.base.near(token)
-            number = self.texts.vocabulary.get(token, self.n_tokens)
-            if number < self.n_tokens:
-                near.append((number, 1.0))
-            best = np.zeros(self.n_added, dtype=np.float32)
-            for number, similarity in near:
-                items = self.items[self.tokens == number]
-                best[items] = np.maximum(best[items], similarity)
+    def _scores_of_added(self, query: str, added: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of the given added items (counted from 0), float32 (len(added),)."""
+        place, addend = self._addends_of(added)
+        tokens, impacts = self.tokens[addend], self.impacts[addend]
+        scores = np.zeros(len(added), dtype=np.float32)
+        for number in self._numbers(query):
+            found = tokens == number
+            scores[place[found]] += impacts[found]
+        return scores
+
+    def _cover_added(self, query: str, added: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Coverage of the given added items (counted from 0), float32 (len(added),)."""
+        place, addend = self._addends_of(added)
+        tokens = self.tokens[addend]
+        wanted = list(dict.fromkeys(words(query)))
+        weights = [self.base.token_weight(token) for token in wanted]
+        covered = np.zeros(len(added), dtype=np.float32)
+        for token, weight in zip(wanted, weights, strict=True):
+            numbers, similarity = self.base.near(token)
+            own = self.texts.vocabulary.get(token, self.n_tokens)
+            if own < self.n_tokens:
+                numbers = np.append(numbers, own)
+                similarity = np.append(similarity, np.float32(1.0))
+            if not len(numbers):
+                continue
+            order = np.argsort(numbers)
+            found = order[
+                np.minimum(np.searchsorted(numbers, tokens, sorter=order), len(order) - 1)
+            ]
+            near = np.where(numbers[found] == tokens, similarity[found], np.float32(0.0))
+            best = np.zeros(len(added), dtype=np.float32)
+            np.maximum.at(best, place, near)
             covered += weight * best
         return covered / np.float32(sum(weights) or 1.0)
 
+    def _addends_of(self, added: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The addends of the given added items: place in `added`, and number of each."""
+        first = np.searchsorted(self.items, added)
+        counts = np.searchsorted(self.items, added, side="right") - first
+        place = np.repeat(np.arange(len(added)), counts)
+        offset = first - (np.cumsum(counts) - counts)
+        return place, np.arange(len(place)) + offset[place]
+
     def _numbers(self, query: str) -> list[int]:
+        return self._numbers_of(words(query))
+
+    def _numbers_of(self, tokens: Sequence[str]) -> list[int]:
         known, added = self.base.vocabulary, self.texts.vocabulary
-        numbers = [known[t] if t in known else added.get(t, -1) for t in words(query)]
+        numbers = [known[t] if t in known else added.get(t, -1) for t in tokens]
         return [number for number in numbers if 0 <= number < self.n_tokens]

@@ -8,7 +8,7 @@ from index import rescoring
 from index.items import ItemFilter
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
-from models.ranking import candidates_of, rank_candidates, rank_hypotheses
+from models.ranking import candidates_of, rank_candidates, rank_hypotheses, with_retrieved
 
 WEIGHTS = RescoringWeights(sid=0.7, dense=3.0, lexical=2.0, popularity=0.5, price=0.1)
 QUERY = "black steel lamp"
@@ -93,3 +93,21 @@ def test_an_empty_answer_ranks_to_nothing(snapshot: Snapshot):
     assert [len(part) for part in ranked] == [0, 0, 0, 0]
     none = hypotheses(snapshot, 0)
     assert len(rank_hypotheses(snapshot, WEIGHTS, QUERY, embedding, none).rows) == 0
+
+
+def test_a_named_item_goes_first_and_keeps_to_the_filter(snapshot: Snapshot):
+    query = "i35 black steel lamp"
+    last = snapshot.items.row_of("i35")
+    assert last is not None
+    for text, first in (("i35", True), (query, False)):
+        embedding = snapshot.embed_queries([text])[0]
+        nothing = candidates_of(snapshot, np.empty(0, np.int64), np.empty(0, np.float32))
+        made = with_retrieved(snapshot, text, embedding, nothing, None, 3)
+        ranked = rank_candidates(snapshot, WEIGHTS, text, embedding, made)
+        assert (ranked.rows[0] == last) == first
+        assert (np.diff(ranked.scores) <= 0).all()
+    mask = np.ones(len(snapshot.items), bool)
+    mask[last] = False
+    embedding = snapshot.embed_queries(["i35"])[0]
+    made = with_retrieved(snapshot, "i35", embedding, nothing, mask, 3)
+    assert last not in made.rows
