@@ -5,7 +5,7 @@ have seldom seen such a word. So items that have it go before all others (`model
 
 A word of a query is such a name when it has a digit and a letter, or five digits, is no size or
 measure ("36x80", "120v", "3-phase", "25,000", "25000"), and one to `MOST_ITEMS` items have that
-very word in title or brand, punctuation aside. The whole query may also be an item's id.
+very word in title or brand, punctuation aside. A query of one word may also be an item's id.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def possible_names(text: str) -> dict[str, str]:
 
 
 def _found(catalogue: Catalogue, query: str) -> Iterator[NDArray[np.int64] | list[int]]:
-    row = catalogue.items.row_of(query.strip())
-    if row is not None:
+    whole = query.split()
+    if len(whole) == 1 and (row := catalogue.items.row_of(whole[0])) is not None:
         yield [row]
     for name, word in possible_names(query).items():
         rows = catalogue.lexical.rows_with_all(words(word))
