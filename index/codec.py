@@ -10,6 +10,10 @@ centroids C_l of shape (K_l, d) in the embedding's own space, and
 For a product sub-quantizer C_l is its codebook rotated back, zero in the other subspace, so the
 same greedy rule picks the same codes. Source: METHOD §2 (RQ 4096-1024-512, OPQ 2×256), Jégou et
 al. for OPQ. Learned by `models.training.codec`; here it is arrays only.
+
+An embedding's codes do not depend on what is encoded with it, on threads or on the processor: where
+products in single precision cannot tell two centroids apart, double precision decides
+(`surely_nearest`). So builds, live changes and shards on other machines agree.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from index.sid import SidLayout
 
 _ENCODE_BLOCK = 4096
 _NEAREST_BLOCK_SCORES = 1 << 24
+_CLOSE_PAIRS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +63,8 @@ class Codec:
         return digest.hexdigest()[:12]
 
     def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Codes of embeddings (N, d), int32 (N, L), each level's nearest centroid."""
+        """Codes of embeddings (N, d), int32 (N, L), each level's nearest centroid: of each row the
+        same, whatever the others are."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
             raise ConfigError(
                 f"embeddings of shape {embeddings.shape}, the codec expects (N, {self.dimension})"
@@ -67,7 +73,7 @@ class Codec:
         for start in range(0, len(embeddings), _ENCODE_BLOCK):
             residual = embeddings[start : start + _ENCODE_BLOCK].astype(np.float32)
             for level, centroids in enumerate(self.centroids):
-                chosen = nearest(residual, centroids)
+                chosen = surely_nearest(residual, centroids)
                 codes[start : start + len(residual), level] = chosen
                 residual = residual - centroids[chosen]
         return codes
@@ -128,6 +134,54 @@ def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDA
         part = slice(start, start + block)
         chosen[part] = np.argmax(vectors[part] @ centroids.T - bias, axis=1)
     return chosen
+
+
+def surely_nearest(
+    vectors: NDArray[np.float32], centroids: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """`nearest`, but a function of each vector alone, int64 (N,).
+
+    The order in which a matrix product sums depends on its shape, on threads and on the processor.
+    Centroids within its rounding error of the best (d·u·‖v‖‖c‖ on either side, u = 2⁻²⁴) are
+    compared again in double precision, one pair at a time; ties to the smaller index.
+    """
+    bias = half_square_norms(centroids)
+    furthest = float(bias.max())
+    unit = (centroids.shape[1] + 3) * float(np.finfo(np.float32).eps) / 2
+    block = max(1, _NEAREST_BLOCK_SCORES // len(centroids))
+    chosen = np.zeros(len(vectors), np.int64)
+    for start in range(0, len(vectors), block):
+        part = vectors[start : start + block]
+        scores = part @ centroids.T
+        scores -= bias
+        norms = np.sqrt(np.einsum("nd,nd->n", part, part))
+        error = 2 * unit * (norms * np.sqrt(2 * furthest) + furthest)
+        rows, found = np.nonzero(scores >= (scores.max(axis=1) - error)[:, None])
+        if len(rows) > len(part):
+            best = _exact_scores(part, centroids, rows, found)
+            # By row, best first; `found` ascends within a row and the sort is stable.
+            order = np.lexsort((-best, rows))
+            rows, found = rows[order], found[order]
+        first = np.searchsorted(rows, np.arange(len(part)))
+        chosen[start : start + len(part)] = found[first]
+    return chosen
+
+
+def _exact_scores(
+    vectors: NDArray[np.float32],
+    centroids: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """⟨v, c⟩ − ½‖c‖² of the rows that have several centroids, float64; 0 of the others."""
+    scores = np.zeros(len(rows))
+    several = np.flatnonzero(np.bincount(rows)[rows] > 1)
+    for start in range(0, len(several), _CLOSE_PAIRS):
+        pairs = several[start : start + _CLOSE_PAIRS]
+        vector = vectors[rows[pairs]].astype(np.float64)
+        centroid = centroids[found[pairs]].astype(np.float64)
+        scores[pairs] = ((vector - 0.5 * centroid) * centroid).sum(axis=1)
+    return scores
 
 
 def half_square_norms(centroids: NDArray[np.float32]) -> NDArray[np.float32]:

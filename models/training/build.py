@@ -3,7 +3,8 @@
     onesearch index build DATASET SNAPSHOT
 
 Everything is learned from the training split; validation queries choose the codec's sizes. The
-same dataset and settings give the same snapshot (seeds everywhere, no timestamps in files).
+same dataset and settings give the same snapshot (seeds everywhere, no timestamps in files), also
+where the passes over the catalogue run on a cluster (`models.training.blocks`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 
 from index import artifact
 from index.attributes import AttributeDictionary, AttributeMatcher
-from index.codec import usage_report
+from index.codec import Codec, usage_report
 from index.dataset import Dataset
 from index.encoder import ConcatenatedEncoder, TextEncoder
-from index.errors import DataError
+from index.errors import ConfigError, DataError
 from index.fusion import fuse
 from index.snapshot import KIND as SNAPSHOT_KIND
 from index.snapshot import Snapshot
+from models.training.blocks import Embedding, OnThisMachine, Passes
 from models.training.codec import (
     CodecSettings,
     candidate_recall,
@@ -48,15 +50,22 @@ Report = Callable[[str, int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """What shapes a snapshot. `codec`: fixed sizes, or None to choose by candidate recall."""
+    """What shapes a snapshot. `codec`: fixed sizes, or None to choose by candidate recall.
+    `codec_items`: the codec is learned from so many items drawn at random, where there are more;
+    None: from all."""
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     encoder_steps: int | None = None
     codec: CodecSettings | None = None
+    codec_items: int | None = None
     keyword_fusion: float = 0.0
     attributes_file: Path | None = None
     extra_encoders: tuple[tuple[TextEncoder, float], ...] = ()
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.codec_items is not None and self.codec_items < 1:
+            raise ConfigError(f"codec_items {self.codec_items}: a codec needs at least one item")
 
 
 def build_snapshot(
@@ -66,13 +75,15 @@ def build_snapshot(
     *,
     overwrite: bool = False,
     report: Report | None = None,
+    passes: Passes | None = None,
 ) -> Snapshot:
     """Learn and write the snapshot of a dataset; returns it opened.
 
-    Raises DataError for a catalogue without items and ArtifactError when `path` is taken.
-    `report(phase, done, total, loss)` is called as work goes on.
+    `passes`: who encodes the items and assigns their SIDs, this machine unless given.
+    `report(phase, done, total, loss)` is called as work goes on. Raises DataError for a catalogue
+    without items and ArtifactError when `path` is taken.
     """
-    tell = report or _silent
+    tell, passes = report or _silent, passes or OnThisMachine()
     artifact.check_free(path, SNAPSHOT_KIND, overwrite=overwrite)
     if dataset.items.num_rows == 0:
         raise DataError("the dataset has no items; import a catalogue first", path=dataset.path)
@@ -84,16 +95,14 @@ def build_snapshot(
     steps = settings.encoder_steps or encoder_steps(len(material.titles))
     encoder = _encoder(material, pseudo_queries, settings, steps, tell)
     tell("embeddings", 0, 1, 0.0)
-    matcher = AttributeMatcher(attributes)
-    embeddings = fuse(encoder, matcher, material.item_texts, settings.keyword_fusion)
-    validation, relevant = _validation(dataset, encoder, matcher, settings)
+    embedding = Embedding(encoder, attributes, settings.keyword_fusion)
+    embeddings = passes.embed(embedding, material.item_texts)
+    validation, relevant = _validation(dataset, encoder, AttributeMatcher(attributes), settings)
     tell("codec", 0, 1, 0.0)
-    if settings.codec is not None:
-        codec, codes = train_codec(embeddings, embeddings[:0], settings.codec)
-        table: list[dict[str, object]] = []
-    else:
-        grid = layout_grid(len(embeddings))
-        codec, codes, table = choose_layout(embeddings, validation, relevant, grid)
+    codec, learned_codes, table = _codec(embeddings, validation, relevant, settings)
+    tell("assignment", 0, 1, 0.0)
+    # A balanced level is placed over all items together, while it is learned.
+    codes = passes.assign(codec, embeddings) if learned_codes is None else learned_codes
     facts: dict[str, object] = {
         "usage": usage_report(codes, codec.layout.level_sizes),
         "quantisation_error": codec.quantisation_error(embeddings, codes),
@@ -123,6 +132,34 @@ def build_snapshot(
         overwrite=overwrite,
     )
     return Snapshot.open(path, verify=False)
+
+
+def _codec(
+    embeddings: FloatArray,
+    validation: FloatArray,
+    relevant: Sequence[NDArray[np.int64]],
+    settings: BuildSettings,
+) -> tuple[Codec, NDArray[np.int32] | None, list[dict[str, object]]]:
+    """The codec; the codes of all items where learning it places them (a balanced level), None
+    where each item takes its nearest; the layouts that were tried."""
+    learned_from = embeddings
+    if settings.codec_items is not None and settings.codec_items < len(embeddings):
+        random = np.random.default_rng(settings.seed)
+        rows = np.sort(random.choice(len(embeddings), settings.codec_items, replace=False))
+        learned_from = embeddings[rows]
+        found = [np.searchsorted(rows, wanted[np.isin(wanted, rows)]) for wanted in relevant]
+        kept = [query for query, wanted in enumerate(found) if len(wanted)]
+        validation, relevant = validation[kept], [found[query] for query in kept]
+    table: list[dict[str, object]] = []
+    if settings.codec is not None:
+        tried = [settings.codec]
+        codec, codes = train_codec(learned_from, learned_from[:0], settings.codec)
+    else:
+        tried = layout_grid(len(embeddings))
+        codec, codes, table = choose_layout(learned_from, validation, relevant, tried)
+    balanced = any(one.balance_third_level for one in tried)
+    whole = len(learned_from) == len(embeddings)
+    return codec, codes if balanced and whole else None, table
 
 
 def fit_pseudo_queries(material: Material) -> PseudoQueryModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +57,18 @@ def build(
     encoder_steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of the static encoder.")
     ] = None,
+    codec_items: Annotated[
+        int | None,
+        typer.Option(min=1, help="Learn the codec from so many items, where there are more."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Encode the items and assign their SIDs on this Ray cluster; 'auto': the one "
+            "that this machine belongs to.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace SNAPSHOT.")] = False,
     as_json: Json = False,
@@ -63,6 +76,7 @@ def build(
     """Learn encoder and codec from DATASET and write SNAPSHOT."""
     from index.dataset import Dataset
     from models.training.build import BuildSettings, build_snapshot
+    from models.training.cluster import joined
     from models.training.encoder import EncoderSettings
     from server.cli.progress import BuildProgress, open_extra_encoders, parse_layout
 
@@ -70,14 +84,20 @@ def build(
         encoder=EncoderSettings(seed=seed),
         encoder_steps=encoder_steps,
         codec=parse_layout(layout, balance=balance, seed=seed),
+        codec_items=codec_items,
         keyword_fusion=keyword_fusion,
         attributes_file=attributes,
         extra_encoders=open_extra_encoders(encoder or [], encoder_weight),
         seed=seed,
     )
-    with BuildProgress() as progress:
+    with nullcontext() if ray is None else joined(ray) as passes, BuildProgress() as progress:
         built = build_snapshot(
-            Dataset.open(dataset), snapshot, settings, overwrite=overwrite, report=progress.show
+            Dataset.open(dataset),
+            snapshot,
+            settings,
+            overwrite=overwrite,
+            report=progress.show,
+            passes=passes,
         )
     _print_stats(built.path, built.report, built.version, as_json)
 
