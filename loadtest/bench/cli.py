@@ -35,6 +35,7 @@ BENCHES = {
     "keywords": Bench("loadtest.bench.keywords", "keywords in searches, and their queue"),
     "swaps": Bench("loadtest.bench.swaps", "generations swapped and rolled back under load"),
     "train": Bench("loadtest.bench.train", "training steps, each loss beside plain fine-tuning"),
+    "footprint": Bench("loadtest.bench.footprint", "memory of a gateway and of entries in Redis"),
     "overload": Bench("loadtest.bench.overload", "more requests than the machine can answer"),
 }
 WIDTH = 150
@@ -123,7 +124,7 @@ def _chosen(
         if "snapshot" not in signature(module.rows).parameters or table is not None:
             raise ConfigError(
                 "--snapshot and --checkpoint are for all of "
-                "`bench engine|parity|overload|keywords|swaps`, not a --table"
+                "`bench engine|parity|overload|keywords|swaps|footprint`, not a --table"
             )
         return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
     if table is None:
