@@ -1,8 +1,13 @@
-"""Who may change the catalogue, send events and use /admin, as long as there are no API keys.
+"""Where requests may come from that change the catalogue, bring events or use /admin.
 
-By default only programs on this machine, and only while the server listens on a loopback address:
-what comes through a proxy, or under another name than the machine's own (a web page whose name was
-made to point here), is refused. A setting opens or closes each door for everyone.
+Without API keys by default only from programs on this machine, and only while the server listens on
+a loopback address: what comes through a proxy, or under another name than the machine's own (a web
+page whose name was made to point here), is refused. A setting opens or closes each door for
+everyone. With API keys (`server.keys_door`) whose request it is counts instead, and only a setting
+closes a door.
+
+/admin is not for the network, key or not: it answers on a listener of its own where `admin_port` is
+set, else on the only one while that is a loopback address or where the setting `admin` says so.
 """
 
 from __future__ import annotations
@@ -13,12 +18,14 @@ import socket
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import Problem, declares_json, request_id_of
+from server.errors import Problem, declares_json, refuse
 from server.settings import ENVIRONMENT_PREFIX, Settings
 
 ITEMS_PATH = "/v1/items"
 EVENTS_PATH = "/v1/events"
 ADMIN_PATH = "/admin"
+PRIVATE_PATHS = frozenset({"/metrics", "/livez", "/readyz"})
+"""What the listener of /admin has beside it."""
 CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 _LOCAL_NAME = "localhost"
@@ -32,7 +39,7 @@ def changes_catalogue(scope: Scope) -> bool:
     path: str = scope["path"]
     if scope["method"] not in CHANGING_METHODS:
         return False
-    return _is_below(ITEMS_PATH, path)
+    return is_below(ITEMS_PATH, path)
 
 
 def sends_events(scope: Scope) -> bool:
@@ -57,7 +64,7 @@ class CatalogueDoor:
         try:
             self._check(scope)
         except Problem as problem:
-            await problem.response(request_id_of(scope))(scope, receive, send)
+            await refuse(problem, scope, receive, send)
             return
         self._inside += 1
         try:
@@ -83,6 +90,8 @@ class CatalogueDoor:
         allowed = self._settings.catalogue_changes
         if allowed is not None:
             return None if allowed else f"{_SETTING} is false: this server only reads"
+        if self._settings.keys_file is not None:
+            return None
         return _not_local(scope, self._loopback, _SETTING)
 
 
@@ -102,7 +111,7 @@ class EventDoor:
             return
         problem = self._problem(scope)
         if problem is not None:
-            await problem.response(request_id_of(scope))(scope, receive, send)
+            await refuse(problem, scope, receive, send)
             return
         self._inside += 1
         try:
@@ -132,27 +141,39 @@ class EventDoor:
         allowed = self._settings.events
         if allowed is not None:
             return None if allowed else f"{_EVENTS_SETTING} is false"
+        if self._settings.keys_file is not None:
+            return None
         return _not_local(scope, self._loopback, _EVENTS_SETTING)
 
 
 class AdminDoor:
     """ASGI middleware, before the body is read: 403 for those who may not use /admin, and 415 for
-    what does not say that it is JSON, since a web page can send that without being asked."""
+    what does not say that it is JSON, since a web page can send that without being asked. Where
+    there is a listener for it, that has /admin, /metrics and the probes and nothing else."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._allowed = settings.admin
-        self._loopback = is_loopback(settings.host)
+        self._with_keys = settings.keys_file is not None
+        self._port = settings.admin_port
+        self._loopback = is_loopback(
+            settings.host if settings.admin_port is None else settings.admin_host
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _is_below(ADMIN_PATH, scope["path"]):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        problem = self._problem(scope)
+        problem = None
+        if is_below(ADMIN_PATH, scope["path"]):
+            problem = self._problem(scope)
+        elif self._is_private(scope) and scope["path"] not in PRIVATE_PATHS:
+            detail = f"this listener has only {ADMIN_PATH} and {', '.join(sorted(PRIVATE_PATHS))}"
+            problem = Problem("not-found", detail, headers={"Connection": "close"})
         if problem is None:
             await self._app(scope, receive, send)
         else:
-            await problem.response(request_id_of(scope))(scope, receive, send)
+            await refuse(problem, scope, receive, send)
 
     def _problem(self, scope: Scope) -> Problem | None:
         # The body has not been read, so the connection cannot be used again.
@@ -166,21 +187,34 @@ class AdminDoor:
 
     def refusal(self, scope: Scope) -> str | None:
         """Why this request may not use /admin, or None."""
-        if self._allowed is not None:
-            return None if self._allowed else f"{_ADMIN_SETTING} is false: nobody may"
+        if self._allowed is False:
+            return f"{_ADMIN_SETTING} is false: nobody may"
+        if self._port is not None and not self._is_private(scope):
+            return f"{ADMIN_PATH} is on the listener of the setting admin_port alone"
+        if self._allowed or (self._with_keys and (self._loopback or self._port is not None)):
+            return None
         return _not_local(scope, self._loopback, _ADMIN_SETTING)
+
+    def _is_private(self, scope: Scope) -> bool:
+        """Whether a request came to the listener of /admin."""
+        server = scope.get("server")
+        return self._port is not None and server is not None and server[1] == self._port
 
 
 def takes_changes(settings: Settings) -> bool:
     """Whether anybody may change the catalogue at all."""
-    if settings.catalogue_changes is not None:
-        return settings.catalogue_changes
-    return is_loopback(settings.host)
+    return _is_open(settings.catalogue_changes, settings)
 
 
 def takes_events(settings: Settings) -> bool:
     """Whether anybody may send events at all."""
-    return is_loopback(settings.host) if settings.events is None else settings.events
+    return _is_open(settings.events, settings)
+
+
+def _is_open(door: bool | None, settings: Settings) -> bool:
+    if door is not None:
+        return door
+    return settings.keys_file is not None or is_loopback(settings.host)
 
 
 def is_loopback(host: str) -> bool:
@@ -202,7 +236,8 @@ def _not_local(scope: Scope, loopback: bool, setting: str) -> str | None:
     return None
 
 
-def _is_below(folder: str, path: str) -> bool:
+def is_below(folder: str, path: str) -> bool:
+    """Whether a path is a folder or something in it."""
     return path == folder or path.startswith(f"{folder}/")
 
 

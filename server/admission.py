@@ -30,7 +30,7 @@ from statistics import median
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import Problem, request_id_of
+from server.errors import Problem, refuse
 from server.metrics import Metrics
 from server.schemas import Degradation
 
@@ -232,4 +232,4 @@ class Admission:
             # Not all of the refused at the same instant.
             retry_after_s=random.uniform(1, 2) * self._retry_after_s,
         )
-        await problem.response(request_id_of(scope))(scope, receive, send)
+        await refuse(problem, scope, receive, send)

@@ -2,7 +2,9 @@
 
 A request passes, outermost first: RequestIds → ServerTiming → Draining → SecurityHeaders →
 RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → EventDoor → AdminDoor → BodyLimit →
-Admission → routes.
+Admission → routes. Where the
+settings want them, CrossOrigin follows SecurityHeaders, and KeyDoor and RateLimit come before the
+other doors.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from server.rollout_metrics import RolloutCollector
 from server.routes import admin, events, health, items, models, pages, search
 from server.schemas import DEGRADATIONS, ProblemDetails
 from server.search import Searcher
+from server.security import Security
 from server.settings import Settings
 from server.upkeep import Upkeep, UpkeepCollector
 from server.watch import Watch
@@ -62,10 +65,12 @@ def create_app(
     upkeep = Upkeep(searcher, rollout, settings, log) if isinstance(searcher, Pipeline) else None
     watch = None if rollout is None else Watch(rollout, log, announcements_of(settings))
     gateway = Gateway(searcher, settings, metrics, log, rollout, behaviour, watch)
+    security = Security(settings, metrics, log)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(security.running())
             if behaviour is not None:
                 await stack.enter_async_context(behaviour.running())
             stack.push_async_callback(searcher.close)
@@ -90,9 +95,11 @@ def create_app(
             Middleware(ServerTiming),
             Middleware(Draining, draining=lambda: gateway.draining),
             Middleware(SecurityHeaders),
+            *security.outside(),
             Middleware(RequestMetrics, metrics=metrics),
             Middleware(AccessLog, log=log, with_queries=settings.log_queries),
             Middleware(errors.UnexpectedErrors, log=log),
+            *security.doors(),
             Middleware(CatalogueDoor, settings=settings),
             Middleware(EventDoor, settings=settings),
             Middleware(AdminDoor, settings=settings),

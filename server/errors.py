@@ -46,6 +46,18 @@ PROBLEMS = {
             "malformed-request", 400, "The request cannot be read", "Send valid HTTP and JSON."
         ),
         ProblemType(
+            "key-refused",
+            401,
+            "The request needs an API key",
+            "Send Authorization: Bearer KEY; whoever runs the server makes keys.",
+        ),
+        ProblemType(
+            "scope-missing",
+            403,
+            "The API key does not allow this",
+            "Use a key with the scope that the detail names.",
+        ),
+        ProblemType(
             "not-found", 404, "There is nothing here", "See /docs for the paths that exist."
         ),
         ProblemType(
@@ -137,6 +149,12 @@ PROBLEMS = {
             "Mend the events that `errors` names.",
         ),
         ProblemType(
+            "too-many-requests",
+            429,
+            "More requests than this client may send",
+            "Send fewer; try again after Retry-After seconds.",
+        ),
+        ProblemType(
             "internal",
             500,
             "The server failed",
@@ -226,6 +244,17 @@ def invalid(place: str, problem: str) -> Problem:
     return Problem("invalid-request", f"{place}: {problem}", places=[Place(place, problem)])
 
 
+async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with a problem, from a middleware; the log names it."""
+    scope["onesearch.problem"] = problem.kind.slug
+    await problem.response(request_id_of(scope))(scope, receive, send)
+
+
+def _answered(problem: Problem, request: Request) -> Response:
+    request.scope["onesearch.problem"] = problem.kind.slug
+    return problem.response(request_id_of(request.scope))
+
+
 def request_id_of(scope: Mapping[str, Any]) -> str:
     """The id that the RequestIds middleware gave this request."""
     return str(scope.get("onesearch.request_id", ""))
@@ -242,7 +271,7 @@ def install(app: FastAPI, log: FilteringBoundLogger) -> None:
             error=type(error).__name__,
             detail=str(error),
         )
-        return Problem("internal", "the search failed; it has been logged").response(request_id)
+        return _answered(Problem("internal", "the search failed; it has been logged"), request)
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         Problem: _on_problem,
@@ -255,7 +284,7 @@ def install(app: FastAPI, log: FilteringBoundLogger) -> None:
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
-    return cast(Problem, error).response(request_id_of(request.scope))
+    return _answered(cast(Problem, error), request)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -265,7 +294,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         slug = "malformed-request" if failure.status_code < 500 else "internal"
     headers = {"Allow": _allowed_methods(request)} if slug == "method-not-allowed" else {}
     detail = PROBLEMS[slug].remedy
-    return Problem(slug, detail, headers=headers).response(request_id_of(request.scope))
+    return _answered(Problem(slug, detail, headers=headers), request)
 
 
 def _allowed_methods(request: Request) -> str:
@@ -279,7 +308,7 @@ def _allowed_methods(request: Request) -> str:
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     problems = cast(Sequence[Mapping[str, Any]], cast(RequestValidationError, error).errors())
-    return _validation_problem(request, problems).response(request_id_of(request.scope))
+    return _answered(_validation_problem(request, problems), request)
 
 
 def _validation_problem(request: Request, problems: Sequence[Mapping[str, Any]]) -> Problem:
@@ -338,4 +367,4 @@ class UnexpectedErrors:
             if started:
                 raise
             problem = Problem("internal", "an unexpected error; it has been logged")
-            await problem.response(request_id)(scope, receive, send)
+            await refuse(problem, scope, receive, send)

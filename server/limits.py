@@ -1,6 +1,7 @@
 """The body of a request: read before the request is let in, within limits of size and time.
 
-So a slow sender holds no place, and nothing below ever waits for a body.
+So a slow sender holds no place, and nothing below ever waits for a body. Nothing is ever unpacked:
+a body that says it is compressed is refused, however small it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import changes_catalogue, sends_events
-from server.errors import Problem, request_id_of
+from server.errors import Problem, refuse
 
 
 class BodyLimit:
@@ -50,10 +51,10 @@ class BodyLimit:
                 f"the body did not arrive within {self._timeout_s:g} s",
                 headers={"Connection": "close"},
             )
-            await problem.response(request_id_of(scope))(scope, receive, send)
+            await refuse(problem, scope, receive, send)
             return
         except Problem as problem:
-            await problem.response(request_id_of(scope))(scope, receive, send)
+            await refuse(problem, scope, receive, send)
             return
         if body is None:
             return
@@ -67,6 +68,12 @@ class BodyLimit:
 
 def _refuse_announced(scope: Scope, max_bytes: int) -> None:
     for name, value in scope["headers"]:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise Problem(
+                "unsupported-media-type",
+                "send the body as it is, without Content-Encoding",
+                headers={"Accept-Encoding": "identity", "Connection": "close"},
+            )
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             raise _too_large(max_bytes)
 

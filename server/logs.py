@@ -86,6 +86,10 @@ class AccessLog:
             "status": status,
             "duration_ms": round((time.monotonic() - arrived(scope)) * 1000, 2),
         }
+        # Whose key it was, and why it was refused: both are ours, not the client's text.
+        for name in ("client", "problem"):
+            if said := scope.get(f"onesearch.{name}"):
+                facts[name] = said
         facts |= scope.get("onesearch.facts", {})
         if not self._with_queries:
             facts.pop("query", None)

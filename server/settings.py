@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from index.errors import ConfigError
 from models.registry.registry import DEFAULT_REGISTRY
+from server.security_settings import SecuritySettings
 
 ENVIRONMENT_PREFIX = "ONESEARCH_"
 CONFIG_VARIABLE = "ONESEARCH_CONFIG"
@@ -82,7 +83,7 @@ KEYWORD_LLM_CONCURRENCY = 8
 KEYWORD_LLM_TIMEOUT_S = 90.0
 
 
-class Settings(BaseSettings):
+class Settings(SecuritySettings):
     """The gateway's settings; unknown names in the file are refused."""
 
     model_config = SettingsConfigDict(
@@ -140,11 +141,6 @@ class Settings(BaseSettings):
         ge=1,
         le=100,
         description="times the 90th percentile of before: no worse",
-    )
-    admin: bool | None = Field(
-        None,
-        description="take /admin requests; if not given, from this machine only and while "
-        "listening on a loopback address",
     )
     engine: Literal["native", "vllm"] = Field(
         "native", description="vllm: in its own environment, docs/vllm.md"
@@ -230,7 +226,7 @@ class Settings(BaseSettings):
     remembered_users: int = Field(REMEMBERED_USERS, ge=1)
     remembered_items: int = Field(REMEMBERED_ITEMS, ge=1, le=200)
 
-    redis_url: str | None = Field(
+    redis_url: SecretStr | None = Field(
         None,
         description="redis://, rediss:// or unix://; if not given, an embedded server is started",
     )
@@ -347,6 +343,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_queries: bool = Field(False, description="write query texts to the log")
 
+    @property
+    def redis_address(self) -> str | None:
+        """`redis_url` with the password that it may hold: for connecting, never for a message."""
+        return None if self.redis_url is None else self.redis_url.get_secret_value()
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -358,6 +359,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, environment, TOML file; no `.env`, no secrets folder."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+_SECRETS = frozenset({"redis_url", "keyword_llm_key", "keyword_llm_extra"})
+"""Settings that no message repeats."""
 
 
 def load(config: Path | None = None, **arguments: Any) -> Settings:
@@ -391,8 +396,6 @@ def _describe(error: ValidationError, config: Path | None) -> str:
         if problem["type"] == "extra_forbidden":
             parts.append(f"{name}: no such setting in {config}")
         else:
-            parts.append(
-                f"{name} ({ENVIRONMENT_PREFIX}{name.upper()}): {problem['msg']}, "
-                f"not {problem['input']!r}"
-            )
+            given = "" if name in _SECRETS else f", not {problem['input']!r}"
+            parts.append(f"{name} ({ENVIRONMENT_PREFIX}{name.upper()}): {problem['msg']}{given}")
     return "settings: " + "; ".join(parts)

@@ -73,7 +73,7 @@ async def start_keywords(
     server = embedded_server(settings)
     if server is not None:
         await asyncio.to_thread(server.start)
-    url = settings.redis_url or (server.url if server is not None else "")
+    url = settings.redis_address or (server.url if server is not None else "")
     redis, keys = RedisConnection(url, settings.redis_timeout_s), Keys(settings.redis_prefix)
     reader = KeywordReader(
         redis,

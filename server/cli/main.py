@@ -56,6 +56,7 @@ COMMANDS = {
     "sidecar": Command(
         "server.cli.sidecar", "app", "Train on what users do; publish what passes the gate."
     ),
+    "keys": Command("server.cli.keys", "app", "Make, list, replace and revoke API keys."),
     "experiment": Command("server.cli.experiment", "app", "Compare arms of an online experiment."),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),

@@ -13,7 +13,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +78,10 @@ def run_server(settings: Settings) -> None:
         from server.redis.connection import check_url
 
         check_url(settings.redis_address or "")
+    if settings.keys_file is not None:
+        from server.keys_file import read_keys
+
+        read_keys(settings.keys_file)
     # What needs torch is imported here: wrong settings are told without waiting for it.
     from server.choice import choose_registered
     from server.generation import chosen_paths
@@ -88,10 +93,10 @@ def run_server(settings: Settings) -> None:
         else chosen_paths(settings)
     )
     with (
-        bind(settings.host, settings.port) as listener,
+        bind_all(settings) as (listeners, bound),
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        runner.run(_serve(settings, snapshot, checkpoint, registered, listener))
+        runner.run(_serve(bound, snapshot, checkpoint, registered, listeners))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -101,6 +106,18 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+@contextmanager
+def bind_all(settings: Settings) -> Generator[tuple[list[socket.socket], Settings], None, None]:
+    """The listener, that of /admin where there is one, and the settings with the port it has."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(settings.host, settings.port))]
+        if settings.admin_port is not None:
+            listeners.append(stack.enter_context(bind(settings.admin_host, settings.admin_port)))
+            port = listeners[1].getsockname()[1]
+            settings = settings.model_copy(update={"admin_port": port})
+        yield listeners, settings
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -138,7 +155,7 @@ async def _serve(
     snapshot: Path,
     checkpoint: Path,
     registered: Registered | None,
-    listener: socket.socket,
+    listeners: list[socket.socket],
 ) -> None:
     from server.app import create_app
     from server.connections import server_config
@@ -146,6 +163,7 @@ async def _serve(
     from server.logs import forward_standard_logging, make_logger
     from server.metrics import Metrics
     from server.rollout import start_rollout
+    from server.security import warn_if_open
     from server.start import start_pipeline
     from server.traces import start_traces
 
@@ -168,15 +186,16 @@ async def _serve(
     )
     forward_standard_logging(log)
     serving = asdict(pipeline.serving())
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    url, *admin_urls = (_url_of(listener) for listener in listeners)
     log.info(
         "serving",
         url=url,
         engine=settings.engine,
         load_s=round(time.monotonic() - started, 2),
+        **({"admin_url": admin_urls[0]} if admin_urls else {}),
         **serving,
     )
+    warn_if_open(settings, log)
     if sys.stderr.isatty():
         typer.echo(f"onesearch answers at {url}", err=True)
     # A full collection would look at all that was imported and loaded, and stop every request for
@@ -188,7 +207,12 @@ async def _serve(
         app.state.gateway,
         settings.drain_s,
     )
-    await server.serve(sockets=[listener])
+    await server.serve(sockets=listeners)
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class DrainingServer(uvicorn.Server):

@@ -119,7 +119,7 @@ async def start_behaviour(
                 raise
             logger.warning("events are not taken", detail=str(error))
             return None
-    url = settings.redis_url or (server.url if server is not None else "")
+    url = settings.redis_address or (server.url if server is not None else "")
     redis = RedisConnection(url, settings.redis_timeout_s)
     if server is None:
         await _warn_of_loss(redis, logger)

@@ -86,10 +86,10 @@ class Announcements:
 
 def announcements_of(settings: Settings) -> Announcements | None:
     """Where a Redis is named; None elsewhere, as the embedded one is not shared by machines."""
-    if settings.redis_url is None:
+    if settings.redis_address is None:
         return None
     keys = Keys(settings.redis_prefix)
-    return Announcements(settings.redis_url, settings.redis_timeout_s, keys)
+    return Announcements(settings.redis_address, settings.redis_timeout_s, keys)
 
 
 async def announce_once(settings: Settings, state: Aliases) -> None:

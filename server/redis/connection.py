@@ -157,7 +157,15 @@ def _end_if_cancelled() -> None:
 
 def check_url(url: str) -> None:
     """Raises ConfigError for an address that cannot be one of Redis."""
-    scheme = urlsplit(url).scheme
+    try:
+        parts = urlsplit(url)
+        scheme, _ = parts.scheme, parts.port
+    except ValueError:
+        # Its words would repeat a part of the address, which may be the password.
+        raise ConfigError(
+            "redis_url is no address: other characters than letters and digits in its password "
+            "are written as %XX"
+        ) from None
     if scheme not in SCHEMES:
         raise ConfigError(
             f"redis_url must begin with {', '.join(f'{name}://' for name in SCHEMES)}, "

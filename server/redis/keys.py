@@ -25,9 +25,10 @@ generations:moved                      channel none: nothing is stored. A server
                                                announcement finds the change in the registry itself
 sidecar:lease                          string  the sidecar's setting lease_s after its last renewal;
                                                says who works
+rates:CLIENT                           hash    until the client's bucket is full again, and 1 s
 
-QUERY, USER and EVENT are digests: a key has a bounded length, and no text of a user. VERSION is
-that of the generator: prompt, model, catalogue (`server.keywords.keywords.Source`).
+QUERY, USER, EVENT and CLIENT are digests: a key has a bounded length, and no text of a user.
+VERSION is that of the generator: prompt, model, catalogue (`server.keywords.keywords.Source`).
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ class Keys:
     def recent(self, user_id: str) -> str:
         """The items that a user clicked or ordered last."""
         return f"{self._root}users:recent:{digest(user_id)}"
+
+    def tokens(self, client: str) -> str:
+        """How many requests a client may still send."""
+        return f"{self._root}rates:{digest(client)}"
 
 
 def digest(text: str) -> str:

@@ -27,7 +27,7 @@ async def open_redis(settings: Settings) -> AsyncGenerator[RedisConnection, None
     if server is not None:
         await asyncio.to_thread(server.start)
     try:
-        url = server.url if server is not None else settings.redis_url
+        url = server.url if server is not None else settings.redis_address
         assert url is not None
         connection = RedisConnection(url, settings.redis_timeout_s)
         try:

@@ -1,5 +1,5 @@
 """All Lua that runs in Redis. Each script is one atomic step: of keyword jobs, of behaviour,
-of the sidecar's lease.
+of the sidecar's lease, of clients' rates.
 
 A job is one field of `queue:jobs` from the door until it is done or dead, and in between in exactly
 one place: waiting in a stream, in the hands of a worker (pending in the stream's group) or in
@@ -303,4 +303,24 @@ END_LEASE = Script("""
 -- -> 1 given back, 0 not held
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
+""")
+
+TAKE_TOKENS = Script("""
+-- Take tokens of a client's bucket, as many as there are of those wanted. By Redis's clock.
+-- KEYS bucket   ARGV tokens per second, most tokens, wanted
+-- -> how many were taken; when none, the ms until there is one
+local rate, most, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local held = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local tokens = most
+if held[1] and held[2] then
+  tokens = math.min(most, tonumber(held[1]) + math.max(0, now - tonumber(held[2])) * rate)
+end
+local taken = math.min(wanted, math.floor(tokens))
+tokens = tokens - taken
+redis.call('HSET', KEYS[1], 'tokens', string.format('%.9f', tokens),
+  'at', string.format('%.6f', now))
+redis.call('PEXPIRE', KEYS[1], math.ceil((most - tokens) / rate * 1000) + 1000)
+return {taken, taken > 0 and 0 or math.max(1, math.ceil((1 - tokens) / rate * 1000))}
 """)
