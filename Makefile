@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py tests/server/test_vllm_swap.py
-BENCH ?= trie decode filters changes engine overload keywords parity swaps train
+BENCH ?= trie decode filters changes engine overload gateway keywords parity swaps train
 
 ABLATION ?= var/ablation
 ABLATION_OUT ?= docs/measurements

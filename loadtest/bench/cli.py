@@ -36,6 +36,7 @@ BENCHES = {
     "swaps": Bench("loadtest.bench.swaps", "generations swapped and rolled back under load"),
     "train": Bench("loadtest.bench.train", "training steps, each loss beside plain fine-tuning"),
     "footprint": Bench("loadtest.bench.footprint", "memory of a gateway and of entries in Redis"),
+    "gateway": Bench("loadtest.bench.gateway", "HTTP, validation and logs, with nothing behind"),
     "overload": Bench("loadtest.bench.overload", "more requests than the machine can answer"),
 }
 WIDTH = 150
