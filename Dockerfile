@@ -22,7 +22,7 @@ FROM build AS build-cpu
 # `+cpu` is found where an index of CPU wheels is configured (PIP_EXTRA_INDEX_URL as a build
 # argument); else pip takes the build for CUDA, which works on a CPU and is several gigabytes larger.
 ARG PIP_EXTRA_INDEX_URL=""
-ARG EXTRAS="train"
+ARG EXTRAS="train otel"
 # The version stands in constraints.txt.
 # hadolint ignore=DL3013
 RUN torch="$(sed -n 's/^torch==/torch==/p' constraints.txt)" \

@@ -7,6 +7,7 @@ beams are kept by exact top-k among prefixes that lead to an allowed leaf, ties 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,7 +34,9 @@ class Hypotheses:
 
     leaves int64 (n,); codes int32 (n, L); scores float32 (n,); level_scores float32 (n, L), whose
     sums are the scores; branching int32 (n, L), how many allowed children each step chose from.
-    `complete` is false when fewer allowed SIDs were found than asked for.
+    `complete` is false when fewer allowed SIDs were found than asked for. `began`, `ended`:
+    `time.monotonic()` when the engine turned to the prompt, after it had waited, and when it was
+    done; NaN where nobody took them.
     """
 
     leaves: NDArray[np.int64]
@@ -42,6 +45,8 @@ class Hypotheses:
     level_scores: NDArray[np.float32]
     branching: NDArray[np.int32]
     complete: bool
+    began: float = math.nan
+    ended: float = math.nan
 
     def __len__(self) -> int:
         return len(self.leaves)

@@ -1,14 +1,15 @@
 """The ASGI application: middleware, error handlers and routes around one `Searcher`.
 
-A request passes, outermost first: RequestIds → ServerTiming → Draining → SecurityHeaders →
-RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → EventDoor → AdminDoor → BodyLimit →
-Admission → routes. Where the
+A request passes, outermost first: RequestIds → TraceRequests (where there are traces) →
+ServerTiming → Draining → SecurityHeaders → RequestMetrics → AccessLog → UnexpectedErrors →
+CatalogueDoor → EventDoor → AdminDoor → BodyLimit → Admission → routes. Where the
 settings want them, CrossOrigin follows SecurityHeaders, and KeyDoor and RateLimit come before the
 other doors.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from server.schemas import DEGRADATIONS, ProblemDetails
 from server.search import Searcher
 from server.security import Security
 from server.settings import Settings
+from server.traced_requests import TraceRequests
 from server.upkeep import Upkeep, UpkeepCollector
 from server.watch import Watch
 from server.watch_metrics import WatchCollector
@@ -71,6 +73,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(security.running())
+            if metrics.traces is not None:
+                stack.push_async_callback(asyncio.to_thread, metrics.traces.close)
             if behaviour is not None:
                 await stack.enter_async_context(behaviour.running())
             stack.push_async_callback(searcher.close)
@@ -92,6 +96,7 @@ def create_app(
         redirect_slashes=False,
         middleware=[
             Middleware(RequestIds),
+            *([Middleware(TraceRequests, traces=metrics.traces)] if metrics.traces else []),
             Middleware(ServerTiming),
             Middleware(Draining, draining=lambda: gateway.draining),
             Middleware(SecurityHeaders),

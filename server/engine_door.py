@@ -8,6 +8,7 @@ waits for it, so no crowd gathers; who is inside ends first.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,14 @@ class Found:
 
     hypotheses: Hypotheses | None
     degraded: tuple[Degradation, ...] = ()
+
+    def parts(self, asked: float) -> dict[str, float]:
+        """Seconds in the engine's queue and in its search, where it was asked at that (monotonic)
+        time and has answered."""
+        found = self.hypotheses
+        if found is None or math.isnan(found.began):
+            return {}
+        return {"queue": max(0.0, found.began - asked), "beam": found.ended - found.began}
 
 
 class NoWeights:

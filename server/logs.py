@@ -86,6 +86,8 @@ class AccessLog:
             "status": status,
             "duration_ms": round((time.monotonic() - arrived(scope)) * 1000, 2),
         }
+        if trace_id := scope.get("onesearch.trace_id"):
+            facts["trace_id"] = trace_id
         # Whose key it was, and why it was refused: both are ours, not the client's text.
         for name in ("client", "problem"):
             if said := scope.get(f"onesearch.{name}"):

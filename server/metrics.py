@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import (
@@ -24,6 +25,9 @@ from decoding.engine import EngineStats
 from index.live.catalogue import LiveStatus
 from server.headers import arrived
 from server.search import Searcher
+
+if TYPE_CHECKING:
+    from server.traces import Traces
 
 OTHER = "other"
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -77,7 +81,9 @@ _CATALOGUE_COUNTERS: dict[str, _CatalogueReading] = {
 class Metrics:
     """All the gateway counts. Created once, handed to what counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, traces: Traces | None = None) -> None:
+        """`traces`: where what is timed goes as well."""
+        self.traces = traces
         self.registry = CollectorRegistry()
         self.requests = Histogram(
             "onesearch_request_seconds",
@@ -114,6 +120,11 @@ class Metrics:
             "onesearch_cache",
             "Look-ups in the gateway's caches",
             ["cache", "result"],
+            registry=self.registry,
+        )
+        self.illegal_hits = Counter(
+            "onesearch_illegal_hits",
+            "Hits that were no items under their SID: never, if all is well",
             registry=self.registry,
         )
         self.unknown_history = Counter(

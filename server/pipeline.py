@@ -22,22 +22,20 @@ from decoding.engine import Engine, EngineStats
 from decoding.errors import GenerationReplaced
 from index.live.changes import Change
 from index.live.view import CatalogueView
-from models.personal import bonus_of
-from models.ranking import rank_candidates
-from server.candidates import chosen_candidates
 from server.catalogue_change import change_catalogue
 from server.context import UserContexts
 from server.engine_door import EngineDoor, Found, NoWeights
 from server.experiment.assignment import Experiment, unit_of
 from server.figures import Figures, outcome_of
 from server.generation import Assigned, Generation, Generations
-from server.hits import hits_of, item_of
+from server.hits import item_of
 from server.keywords.reader import Found as KeywordsFound
 from server.keywords.reader import KeywordReader, LookUp
 from server.keywords.search import keyword_facts, keyword_request, prompt_terms
 from server.laps import Laps
 from server.metrics import Metrics
 from server.preparation import Preparation, Prepared, notes
+from server.ranking import Ranking, ranking_of
 from server.runners import Runners
 from server.schemas import Degradation, Hit, Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
@@ -131,25 +129,26 @@ class Pipeline:
         view = generation.view
         history = await self._history(request)
         look_up = await self._look_up(view, request, history)
+        watch.lap("context")
         in_prompt = self._settings.keywords == "rag"
         known = await self._known(look_up, watch) if in_prompt else None
         terms = prompt_terms(known)
         prepared = await self._in_thread(
             self._preparation.prepare, generation, view, request, history, terms
         )
-        watch.lap("prepare")
+        watch.lap("prepare", embedding=prepared.embedding_s)
         if not in_prompt:
             # It began before the preparation, so it has mostly ended by now.
             known = await self._known(look_up, watch)
         if not prepared.beam_width:
-            found, hits, n_candidates = Found(None), list[Hit](), 0
+            found, ranking = Found(None), Ranking()
         else:
+            asked = time.monotonic()
             found = await self._door.ask(generation, view, prepared, request_id, deadline)
-            watch.lap("engine")
-            hits, n_candidates = await self._in_thread(
-                self._rank, generation, view, request, prepared, found
-            )
-            watch.lap("rank")
+            watch.lap("engine", **found.parts(asked))
+            ranking = await self._in_thread(self._rank, generation, view, request, prepared, found)
+            watch.lap("rank", **ranking.parts)
+        hits = self._shown(ranking, generation, view, request_id)
         self._metrics.unknown_history.inc(prepared.unknown_history)
         if self.shadow is not None and found.hypotheses is not None:
             self.shadow.offer(Asked(request, tuple(history), tuple(terms)))
@@ -157,7 +156,7 @@ class Pipeline:
             request_id=request_id,
             query=request.query,
             hits=hits,
-            total_candidates=n_candidates,
+            total_candidates=ranking.n_candidates,
             model_version=generation.model_version,
             index_version=view.version,
             degraded=_degraded(found, known),
@@ -325,8 +324,8 @@ class Pipeline:
         if not prepared.beam_width:
             return [], ()
         found = await self._door.ask(generation, view, prepared, "", deadline, though_shut=True)
-        hits, _ = await self._in_thread(self._rank, generation, view, request, prepared, found)
-        return hits, found.degraded
+        ranking = await self._in_thread(self._rank, generation, view, request, prepared, found)
+        return list(ranking.hits), found.degraded
 
     async def close(self) -> None:
         """End the engine, keywords, then the catalogue, then the threads."""
@@ -388,20 +387,27 @@ class Pipeline:
         request: SearchRequest,
         prepared: Prepared,
         found: Found,
-    ) -> tuple[list[Hit], int]:
+    ) -> Ranking:
         retrieved = self._settings.retrieval_candidates
         if found.hypotheses is None:
             retrieved = self._settings.fallback_candidates
-        query, embedding = prepared.query, prepared.embedding
-        mask = None if prepared.allowed is None else prepared.allowed.mask
-        beam = found.hypotheses
-        chosen = chosen_candidates(view, query, embedding, beam, mask, retrieved)
-        weights, taste = bonus_of(
-            generation.personal, generation.weights, prepared.history, chosen.rows, view
-        )
-        ranked = rank_candidates(view, weights, query, embedding, chosen, taste)
-        hits = hits_of(view, weights, ranked, beam, request.limit, explain=request.explain)
-        return hits, len(ranked.rows)
+        return ranking_of(generation, view, request, prepared, found, retrieved)
+
+    def _shown(
+        self, ranking: Ranking, generation: Generation, view: CatalogueView, request_id: str
+    ) -> list[Hit]:
+        """The hits of an answer. One that is illegal is left out, counted and told of."""
+        hits = ranking.legal_hits
+        if len(hits) < len(ranking.hits):
+            self._metrics.illegal_hits.inc(len(ranking.hits) - len(hits))
+            self._log.error(
+                "illegal hits",
+                request_id=request_id,
+                model_version=generation.model_version,
+                index_version=view.version,
+                detail="; ".join(filter(None, ranking.illegal)),
+            )
+        return hits
 
 
 async def _close_after(drained: asyncio.Event, generation: Generation) -> None:

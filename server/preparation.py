@@ -8,6 +8,7 @@ catalogue leave them alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,8 @@ from server.settings import Settings
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """`embedding` float32 (d,). `beam_width` is 0 where the filters leave nothing. `history`: the
-    rows of known history items, oldest first, int64 (n,)."""
+    rows of known history items, oldest first, int64 (n,). `embedding_s`: seconds that the embedding
+    took."""
 
     query: str
     embedding: NDArray[np.float32]
@@ -38,6 +40,7 @@ class Prepared:
     beam_width: int
     unknown_history: int
     history: NDArray[np.int64]
+    embedding_s: float
 
 
 class Preparation:
@@ -60,7 +63,9 @@ class Preparation:
     ) -> Prepared:
         """For one of a generation's views. `history`: item ids; `keywords`: for the prompt."""
         query = normalise(request.query)
+        began = time.perf_counter()
         embedding = self._embedding(generation, view, query)
+        embedding_s = time.perf_counter() - began
         rows = view.items.rows_of(history)
         known = rows[rows >= 0]
         sids = view.trie.codes_of_leaves(view.postings.leaf_of_row[known])
@@ -74,6 +79,7 @@ class Preparation:
             min(request.beam_width or self._beam_width, n_legal),
             len(rows) - len(known),
             known,
+            embedding_s,
         )
 
     def _embedding(

@@ -81,6 +81,7 @@ KEYWORD_LLM_TEMPERATURE = 0.2
 KEYWORD_LLM_TOKENS = 512
 KEYWORD_LLM_CONCURRENCY = 8
 KEYWORD_LLM_TIMEOUT_S = 90.0
+TRACE_SHARE = 1.0
 
 
 class Settings(SecuritySettings):
@@ -342,6 +343,15 @@ class Settings(SecuritySettings):
     verify: bool = Field(True, description="check the hashes of snapshot and checkpoint at start")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_queries: bool = Field(False, description="write query texts to the log")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="of an OpenTelemetry collector that takes OTLP over HTTP, e.g. "
+        "http://127.0.0.1:4318; if not given, there are no traces",
+    )
+    trace_share: float = Field(
+        TRACE_SHARE, ge=0, le=1, description="of the requests that are traced"
+    )
+    trace_queries: bool = Field(False, description="write query texts into traces")
 
     @property
     def redis_address(self) -> str | None:

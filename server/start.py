@@ -83,6 +83,7 @@ async def start_keywords(
         log,
         settings.keyword_budget_ms / 1000,
         server,
+        traces=metrics.traces,
     )
     metrics.registry.register(QueueCollector(lambda: reader.status))
     return reader

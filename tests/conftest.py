@@ -1,10 +1,16 @@
-"""Shared by all tests: a tiny real generation (36 items, 3 levels, 2 layers, random weights)."""
+"""Shared by all tests: a tiny real generation (36 items, 3 levels, 2 layers, random weights), and a
+collector of traces."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +33,7 @@ BUCKETS = 512
 COLORS = ("red", "black", "white")
 MATERIALS = ("oak", "steel", "glass")
 THINGS = ("desk", "lamp", "shelf", "chair")
+COLLECTING_S = 60.0
 
 
 class TinyPair(NamedTuple):
@@ -138,3 +145,130 @@ def write_tiny_checkpoint(path: Path, snapshot: Snapshot, *, level_prior_beta: f
     model = Qwen3(config).initialise(torch.Generator().manual_seed(0))
     save_checkpoint(path, model, tokenizer, settings, {})
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A span that arrived; ids in hexadecimal digits, `parent` "" for none."""
+
+    service: str
+    name: str
+    trace: str
+    span: str
+    parent: str
+    began_ns: int
+    ended_ns: int
+    kind: int
+    error: bool
+    facts: dict[str, Any]
+
+
+class Collector:
+    """An OpenTelemetry collector: takes OTLP over HTTP on a free port of this machine and keeps the
+    spans, within a `with` block."""
+
+    def __init__(self) -> None:
+        self._seen: list[Seen] = []
+        self._bodies: list[bytes] = []
+        self._lock = threading.Lock()
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                assert self.path == "/v1/traces"
+                collector._take(self.rfile.read(int(self.headers["Content-Length"])))
+                # An empty message of protobuf is no bytes.
+                self.send_response(200)
+                self.send_header("Content-Type", "application/x-protobuf")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> Collector:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def seen(self) -> list[Seen]:
+        with self._lock:
+            return list(self._seen)
+
+    @property
+    def text(self) -> bytes:
+        """All that was sent, as it was sent."""
+        with self._lock:
+            return b"".join(self._bodies)
+
+    def trace(self, trace: str) -> list[Seen]:
+        """The spans of one trace."""
+        return [span for span in self.seen if span.trace == trace]
+
+    def wait_for(self, found: Callable[[list[Seen]], Any]) -> Any:
+        """What `found` gives of all spans, once that is something."""
+        until = time.monotonic() + COLLECTING_S
+        while not (wanted := found(self.seen)):
+            assert time.monotonic() < until, sorted({span.name for span in self.seen})
+            time.sleep(0.05)
+        return wanted
+
+    def _take(self, body: bytes) -> None:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+            ExportTraceServiceRequest,
+        )
+
+        request = ExportTraceServiceRequest.FromString(body)
+        spans: list[Seen] = []
+        for resource in request.resource_spans:
+            service = _facts(resource.resource.attributes)["service.name"]
+            for scope in resource.scope_spans:
+                spans += [
+                    Seen(
+                        service,
+                        span.name,
+                        span.trace_id.hex(),
+                        span.span_id.hex(),
+                        span.parent_span_id.hex(),
+                        span.start_time_unix_nano,
+                        span.end_time_unix_nano,
+                        span.kind,
+                        span.status.code == 2,
+                        _facts(span.attributes),
+                    )
+                    for span in scope.spans
+                ]
+        with self._lock:
+            self._seen += spans
+            self._bodies.append(body)
+
+
+def _facts(attributes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in attributes:
+        kind = one.value.WhichOneof("value")
+        value = getattr(one.value, kind) if kind else None
+        if kind == "array_value":
+            value = [part.string_value for part in value.values]
+        found[one.key] = value
+    return found
+
+
+@pytest.fixture(scope="session")
+def collecting() -> type[Collector]:
+    """`with collecting() as collector: … collector.url`"""
+    return Collector

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -250,7 +250,14 @@ class NativeEngine:
     def _run(self, wave: Wave) -> None:
         outcomes: list[Outcome]
         try:
-            outcomes = list(wave.runner.run([job.search for job in wave.jobs]))
+            found = wave.runner.run([job.search for job in wave.jobs])
+            ended = time.monotonic()
+            outcomes = [
+                replace(outcome, began=wave.started, ended=ended)
+                if isinstance(outcome, Hypotheses)
+                else outcome
+                for outcome in found
+            ]
         except Exception as error:  # noqa: BLE001  whatever failed, callers get an answer
             failure = OnesearchError(f"decoding failed: {type(error).__name__}: {error}")
             outcomes = [failure] * len(wave.jobs)

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -327,8 +327,9 @@ class VllmEngine:
         except Exception as error:
             counters.failed += len(prompts)
             raise OnesearchError(f"vLLM failed: {type(error).__name__}: {error}") from error
-        self._learn(time.monotonic() - begun, rows, len(prompts))
-        return found
+        ended = time.monotonic()
+        self._learn(ended - begun, rows, len(prompts))
+        return [replace(one, began=begun, ended=ended) for one in found]
 
     async def _all(
         self,

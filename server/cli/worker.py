@@ -76,7 +76,7 @@ def worker(
     from server.cli.serve import loop_factory
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        tally = runner.run(_work(settings, until_empty, metrics_port, null_delay_s))
+        tally = runner.run(work(settings, until_empty, metrics_port, null_delay_s))
     if as_json:
         typer.echo(orjson.dumps(tally).decode())
 
@@ -122,9 +122,14 @@ def plan_of(settings: Settings, until_empty: bool) -> WorkerPlan:
     )
 
 
-async def _work(
-    settings: Settings, until_empty: bool, metrics_port: int | None, null_delay_s: float
+async def work(
+    settings: Settings,
+    until_empty: bool,
+    metrics_port: int | None,
+    null_delay_s: float,
+    stop: asyncio.Event | None = None,
 ) -> dict[str, Any]:
+    """Work until `stop` is set, by signals unless it is given; what was done."""
     from server.keywords.generators import open_generator
     from server.keywords.metrics import WorkerMetrics
     from server.keywords.queue import KeywordQueue
@@ -133,10 +138,12 @@ async def _work(
     from server.logs import forward_standard_logging, make_logger
     from server.redis.keys import Keys
     from server.redis.opening import open_redis
+    from server.traces import start_traces
 
+    traces = start_traces(settings, "worker")
     log = make_logger(settings.log_level)
     keys = Keys(settings.redis_prefix)
-    stop = asyncio.Event()
+    told = stop or asyncio.Event()
     async with open_redis(settings) as redis:
         store = KeywordStore(redis, keys)
         queue = KeywordQueue(
@@ -153,19 +160,23 @@ async def _work(
             _observe_llm(generator, metrics)
             plan = plan_of(settings, until_empty)
             forward_standard_logging(log)
-            one = Worker(queue, store, keys, generator, metrics, log, plan)
-            end_with_signals(stop)
+            one = Worker(queue, store, keys, generator, metrics, log, plan, traces)
+            if stop is None:
+                end_with_signals(told)
             with _exposed(metrics, settings.metrics_host, metrics_port) as port:
                 log.info(
                     "working", generator=generator.name, version=generator.version, metrics=port
                 )
                 try:
-                    tally = await one.run(stop)
+                    tally = await one.run(told)
                 except BaseExceptionGroup as group:
                     error = worker_error(group)
                     if error is None:
                         raise
                     raise error from None
+                finally:
+                    if traces is not None:
+                        await asyncio.to_thread(traces.close)
             log.info("ended", **asdict(tally))
     return asdict(tally) | {"generator": generator.name, "version": generator.version}
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Annotated
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from index.errors import DataError
 from server.keywords.keywords import KeywordRequest
 from server.redis.keys import digest
+
+MAX_TRACEPARENT = 64
 
 
 class Priority(StrEnum):
@@ -31,18 +34,27 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`attempt` counts the failures so far; `created_s` is in seconds since 1970."""
+    """`attempt` counts the failures so far; `created_s` is in seconds since 1970. `traceparent`: of
+    the search that missed the keywords, where that is traced (W3C Trace Context)."""
 
     id: str
     request: KeywordRequest
     priority: Priority
     created_s: float
     attempt: int = 0
+    traceparent: Annotated[str, Field(max_length=MAX_TRACEPARENT)] | None = None
 
     @classmethod
-    def of(cls, request: KeywordRequest, priority: Priority, now_s: float) -> Job:
+    def of(
+        cls,
+        request: KeywordRequest,
+        priority: Priority,
+        now_s: float,
+        traceparent: str | None = None,
+    ) -> Job:
         """A new job for a request."""
-        return cls(job_id(request.normalised, request.user_id), request, priority, now_s)
+        id = job_id(request.normalised, request.user_id)
+        return cls(id, request, priority, now_s, traceparent=traceparent)
 
     def again(self, attempt: int = 0) -> Job:
         """The same after so many failures."""

@@ -129,8 +129,10 @@ class KeywordQueue:
         requests: Sequence[KeywordRequest],
         priority: Priority,
         version: str | None,
+        traceparent: str | None = None,
     ) -> list[Entry]:
         """Let jobs in; what became of each. With a `version` those whose answer is stored stay out.
+        `traceparent`: of what they are for.
 
         Raises RedisUnavailable; jobs of earlier batches are in then.
         """
@@ -139,7 +141,8 @@ class KeywordQueue:
         answers: list[Entry] = []
         for start in range(0, len(requests), DOOR_BATCH):
             jobs = [
-                Job.of(request, priority, now) for request in requests[start : start + DOOR_BATCH]
+                Job.of(request, priority, now, traceparent)
+                for request in requests[start : start + DOOR_BATCH]
             ]
             keys = [self._keys.jobs, *self._streams]
             arguments: list[Argument] = [GROUP, priority.place, max(1, limit)]

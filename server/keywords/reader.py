@@ -27,6 +27,7 @@ from server.keywords.queue import ENTRIES, KeywordQueue, QueueStatus
 from server.keywords.store import KeywordStore, Stored
 from server.redis.connection import RedisConnection, RedisUnavailable
 from server.redis.embedded import EmbeddedServer
+from server.traces import Traces
 
 State = Literal["hit", "nothing", "miss", "late", "unavailable"]
 STATES: tuple[State, ...] = get_args(State)
@@ -83,6 +84,7 @@ class KeywordReader:
         budget_s: float,
         server: EmbeddedServer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        traces: Traces | None = None,
     ) -> None:
         """`server`: the embedded one that was started for this reader and is stopped with it."""
         self.status: QueueStatus | None = None
@@ -96,6 +98,7 @@ class KeywordReader:
         self._budget_s = budget_s
         self._server = server
         self._clock = clock
+        self._traces = traces
         self._reads: set[asyncio.Task[Found]] = set()
         self._entering: set[asyncio.Task[None]] = set()
         self._asked: LruCache[tuple[str | None, str, str | None], float] = LruCache(ASKED_ENTRIES)
@@ -187,16 +190,20 @@ class KeywordReader:
         _owned(self._entering, self._enter(request, version))
 
     async def _enter(self, request: KeywordRequest, version: str | None) -> None:
+        began = self._clock()
+        entry: MissedJob = "failed"
+        # The task that this is was begun by a search, so what is at hand is that search's.
+        traceparent = None if self._traces is None else self._traces.traceparent
         try:
-            [entry] = await self._queue.enter([request], Priority.LIVE, version)
+            [entry] = await self._queue.enter([request], Priority.LIVE, version, traceparent)
         except RedisUnavailable as error:
             self._went_away(error)
-            self._counts.entered("failed")
         except OnesearchError as error:
             self._log.error("keyword job not taken", detail=str(error))
-            self._counts.entered("failed")
-        else:
-            self._counts.entered(entry)
+        self._counts.entered(entry)
+        if self._traces is not None and self._traces.recording:
+            seconds = self._clock() - began
+            self._traces.record("keywords.enter", seconds, facts={"outcome": entry})
 
     def _went_away(self, error: RedisUnavailable) -> None:
         if not self.away:

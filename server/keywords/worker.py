@@ -24,7 +24,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -44,6 +44,9 @@ from server.keywords.queue import (
 from server.keywords.store import KeywordStore, failure_to_json, ttl_of
 from server.redis.connection import RedisUnavailable
 from server.redis.keys import DAY_S, Keys
+
+if TYPE_CHECKING:
+    from server.traces import Traces
 
 DEFAULT_CONCURRENCY = 2
 DEFAULT_BATCH = 32
@@ -102,6 +105,7 @@ class Worker:
         metrics: WorkerMetrics,
         log: FilteringBoundLogger,
         plan: WorkerPlan,
+        traces: Traces | None = None,
     ) -> None:
         self.tally = Tally()
         self._queue = queue
@@ -111,6 +115,7 @@ class Worker:
         self._metrics = metrics
         self._log = log
         self._plan = plan
+        self._traces = traces
         self._in_hand: dict[tuple[int, bytes], Held] = {}
         self._wake = asyncio.Event()
         self._reclaim_at = 0.0
@@ -208,7 +213,7 @@ class Worker:
 
     async def _make(self, jobs: Sequence[Held]) -> None:
         """Generate and store. A batch that breaks the generator is tried job by job."""
-        began = time.perf_counter()
+        began, taken_s = time.perf_counter(), time.time()
         try:
             async with asyncio.timeout(GENERATION_S):
                 answers = await self._generator.generate([held.job.request for held in jobs])
@@ -220,7 +225,8 @@ class Worker:
             self._log.exception("generator failed", job=jobs[0].job.id)
             told = f"{type(error).__name__}: {error}"
             answers = [GenerationError(Failure.TIMEOUT, " ".join(told.split())[:500])]
-        self._metrics.seconds.observe(time.perf_counter() - began)
+        generated_s = time.perf_counter() - began
+        self._metrics.seconds.observe(generated_s)
         self._metrics.batch.observe(len(jobs))
         done: list[Done] = []
         nothing = 0
@@ -235,6 +241,30 @@ class Worker:
             self._count("repeated", len(ended) - sum(ended))
             self._count("nothing", min(nothing, sum(ended)))
             self._count("made", max(0, sum(ended) - nothing))
+        stored_s = time.perf_counter() - began - generated_s
+        for held, answer in zip(jobs, answers, strict=True):
+            self._trace(held, answer, taken_s, generated_s, stored_s)
+
+    def _trace(
+        self,
+        held: Held,
+        answer: Keywords | GenerationError,
+        taken_s: float,
+        generated_s: float,
+        stored_s: float,
+    ) -> None:
+        """Tell the trace of the search that asked what became of its job."""
+        job = held.job
+        if self._traces is None or job.traceparent is None:
+            return
+        waited_s = max(0.0, taken_s - job.created_s)
+        failure = answer.failure if isinstance(answer, GenerationError) else ""
+        facts: dict[str, str | int] = {"generator": self._generator.name, "attempt": job.attempt}
+        facts["outcome"] = failure or ("made" if getattr(answer, "terms", ()) else "nothing")
+        if self._traces.with_queries:
+            facts["query"] = job.request.query
+        parts = {"queue": waited_s, "generate": generated_s, "store": stored_s}
+        self._traces.job("keywords.job", job.traceparent, parts, facts)
 
     def _done(self, held: Held, keywords: Keywords) -> Done:
         user_id = held.job.request.user_id

@@ -127,13 +127,14 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Redis, gateway, worker and sidecar, as docker-compose.yml says."""
+    """Redis, gateway, worker and sidecar, as docker-compose.yml says, and a collector of traces."""
 
     compose: Compose
     gateway: Running
     worker: Running
     sidecar: Running
     redis_port: int
+    collector: Any
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +143,7 @@ def graph(
     tiny_pair: Any,
     tmp_path_factory: pytest.TempPathFactory,
     other_checkpoint: Path,
+    collecting: Any,
 ) -> Generator[Graph, None, None]:
     """The graph, with a challenger beside the champion and the doors open that metrics need."""
     if shutil.which("redis-server") is None:
@@ -151,21 +153,23 @@ def graph(
     promotion.promote(registry, publish(registry, *tiny_pair).record.version)
     second = publish(registry, tiny_pair.snapshot, other_checkpoint).record.version
     promotion.challenge(registry, second)
-    compose: Compose = compose_with(
-        {
-            "REDIS_PASSWORD": "letters0and1digits",
-            "GRAFANA_PASSWORD": "x",
-            "ONESEARCH_CATALOGUE_CHANGES": "true",
-            "ONESEARCH_SHADOW_SHARE": "1",
-        }
-    )
     with ExitStack() as stack:
+        collector = stack.enter_context(collecting())
+        compose: Compose = compose_with(
+            {
+                "REDIS_PASSWORD": "letters0and1digits",
+                "GRAFANA_PASSWORD": "x",
+                "ONESEARCH_CATALOGUE_CHANGES": "true",
+                "ONESEARCH_SHADOW_SHARE": "1",
+                "ONESEARCH_OTLP_ENDPOINT": collector.url,
+            }
+        )
         port = stack.enter_context(redis(compose, folder))
         gateway, worker, sidecar = (
             stack.enter_context(onesearch(compose, service, event, folder, port))
             for service, event in READY.items()
         )
-        yield Graph(compose, gateway, worker, sidecar, port)
+        yield Graph(compose, gateway, worker, sidecar, port, collector)
 
 
 @pytest.fixture(scope="session")

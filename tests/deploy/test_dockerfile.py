@@ -73,7 +73,7 @@ def test_no_hosts_and_no_secrets_are_named():
     for name in files:
         text = (ROOT / name).read_text()
         hosts = set(re.findall(r"\w+://([\w.]+)", text)) | set(re.findall(r"@([\w.]+)", text))
-        assert hosts <= {"127.0.0.1", "llm", "redis", "prometheus"}, name
+        assert hosts <= {"127.0.0.1", "llm", "redis", "prometheus", "collector"}, name
     assert not re.search(r"(?i)^(ARG|ENV).*(password|token|secret)", TEXT, re.MULTILINE)
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
 
@@ -95,13 +95,16 @@ def test_what_is_copied_is_there_and_sent():
 def test_the_image_holds_what_the_project_requires():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     script = ROOT / "deploy" / "compose" / "requirements.py"
+    [extras] = re.findall(r'^ARG EXTRAS="(.+)"$', TEXT, re.MULTILINE)
     printed = subprocess.run(
-        [sys.executable, script, ROOT / "pyproject.toml", "train"],
+        [sys.executable, script, ROOT / "pyproject.toml", *extras.split()],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert printed == project["dependencies"] + project["optional-dependencies"]["train"]
+    assert extras.split() == ["train", "otel"]
+    optional = project["optional-dependencies"]
+    assert printed == project["dependencies"] + optional["train"] + optional["otel"]
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     for package in packages["targets"]["wheel"]["packages"]:
         assert TEXT.count(f"COPY {package} {package}\n") == 2, package

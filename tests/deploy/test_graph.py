@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import httpx
@@ -53,6 +54,42 @@ def test_a_search_is_answered_and_its_keywords_are_made(graph: Any, scraped: Any
     assert total(scraped(graph.worker.url), "onesearch_keyword_jobs_total", outcome="dead") == 0
     text = scraped(graph.gateway.url)
     assert total(text, "onesearch_keyword_misses_total", outcome="queued") >= 1
+
+
+def test_one_trace_goes_from_the_gateway_through_the_queue_to_the_worker(graph: Any):
+    """The first search of a query misses its keywords, so a worker makes them."""
+    numbers = count(1)
+
+    def worked_on(spans: list[Any]) -> Any:
+        # Until the gateway has learnt what the worker makes, it enters no job.
+        number = next(numbers)
+        body = {"query": f"glass lamp {number}"}
+        headers = {"traceparent": f"00-{number:032x}-b7ad6b7169203331-01"}
+        url = f"{graph.gateway.url}/v1/search"
+        assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
+        ours = {f"{begun:032x}" for begun in range(1, number + 1)}
+        return next(
+            (one for one in spans if one.name == "keywords.job" and one.trace in ours), None
+        )
+
+    job = graph.collector.wait_for(worked_on)
+    named = ("POST /v1/search", "keywords.enter", "queue", "generate", "store")
+
+    def whole(_: list[Any]) -> dict[str, Any]:
+        spans = {one.name: one for one in graph.collector.trace(job.trace) if one.name != "queue"}
+        queue = [one for one in graph.collector.trace(job.trace) if one.parent == job.span]
+        spans |= {one.name: one for one in queue}
+        return spans if set(named) <= set(spans) else {}
+
+    spans = graph.collector.wait_for(whole)
+    request = spans["POST /v1/search"]
+    assert [request.service, request.parent] == ["onesearch-gateway", "b7ad6b7169203331"]
+    assert [job.service, job.parent] == ["onesearch-worker", request.span]
+    assert spans["keywords.enter"].facts["onesearch.outcome"] == "queued"
+    assert job.facts["onesearch.outcome"] in ("made", "nothing")
+    for name in ("queue", "generate", "store"):
+        assert [spans[name].service, spans[name].parent] == [job.service, job.span]
+    assert b"glass lamp" not in graph.collector.text
 
 
 def test_events_are_taken_and_the_admin_door_is_shut(graph: Any):
