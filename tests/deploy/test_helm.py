@@ -154,6 +154,7 @@ def test_our_programs_take_their_settings(
             assert (read.host, read.port) == ("0.0.0.0", PORTS["gateway"])
             assert read.catalogue_changes is (name == "gateway-writer.toml")
             assert read.engine_threads is not None
+            assert (read.keys_file is not None) == (example == "full")
 
 
 def test_a_setting_that_does_not_exist_ends_the_program_with_its_name(

@@ -95,12 +95,12 @@ capabilities: {drop: [ALL]}
 Argument: dict given, ours (lists of dicts). */}}
 {{- define "onesearch.settingsFile" -}}
 {{- $ours := list "host" "port" "metrics_host" "registry" "champion" "snapshot" "checkpoint" "engine" "redis_directory" "drain_s" "shutdown_s" "keyword_drain_s" "keyword_generator" "keyword_llm_url" "keyword_llm_model" -}}
-{{- $secret := list "redis_url" "keyword_llm_key" -}}
+{{- $secret := list "redis_url" "keyword_llm_key" "keys_file" "metrics_public" -}}
 {{- $all := dict -}}
 {{- range .given -}}
 {{- range $name, $value := . -}}
 {{- if has $name $ours }}{{ fail (printf "settings.%s: the chart sets it; see shutdown, worker, gateways and persistence in values.yaml" $name) }}{{ end -}}
-{{- if has $name $secret }}{{ fail (printf "settings.%s: settings are a ConfigMap; this one comes from a Secret, see redis and worker.llm in values.yaml" $name) }}{{ end -}}
+{{- if has $name $secret }}{{ fail (printf "settings.%s: settings are a ConfigMap; this one comes from a Secret, see keys, redis and worker.llm in values.yaml" $name) }}{{ end -}}
 {{- end -}}
 {{- $all = mustMergeOverwrite $all (deepCopy .) -}}
 {{- end -}}
