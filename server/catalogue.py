@@ -13,6 +13,7 @@ from index.live.catalogue import (
     live_directory,
     read_view,
 )
+from index.live.nursery import Nursery
 from index.live.view import CatalogueView
 
 READ_AGAIN_S = (0.05, 0.2, 0.5)
@@ -26,15 +27,19 @@ def open_catalogue(
     *,
     verify: bool = True,
     apart: bool = True,
+    nursery: Nursery | None = None,
     if_held: str,
 ) -> LiveCatalogue:
     """A snapshot's catalogue for changes; `directory` is SNAPSHOT.live unless given. With `apart`
-    a process of its own writes them, so that searches in this one keep their pace.
+    a process of its own writes them, so that searches in this one keep their pace; it comes from
+    `nursery` if one is given.
 
     Raises ArtifactError; when another process has it, the message ends with `if_held`.
     """
     try:
-        return LiveCatalogue.open(snapshot, directory, settings, verify=verify, apart=apart)
+        return LiveCatalogue.open(
+            snapshot, directory, settings, verify=verify, apart=apart, nursery=nursery
+        )
     except CatalogueHeld as error:
         raise CatalogueHeld(f"{error}. {if_held}") from None
 

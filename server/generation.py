@@ -24,6 +24,7 @@ from decoding.weights import DecoderWeights
 from index import artifact
 from index.errors import ArtifactError, ConfigError
 from index.live.catalogue import LiveCatalogue, LiveSettings
+from index.live.nursery import Nursery
 from index.live.view import CatalogueView
 from index.rescoring import RescoringWeights
 from index.snapshot import Snapshot
@@ -73,9 +74,11 @@ class Generation:
         verify: bool = True,
         directory: Path | None = None,
         changes: LiveSettings | None = None,
+        nursery: Nursery | None = None,
     ) -> Generation:
-        """Open both and check that they fit. The catalogue takes changes where `changes` is given;
-        else it is what snapshot and `directory` (SNAPSHOT.live unless given) hold now.
+        """Open both and check that they fit. The catalogue takes changes where `changes` is given,
+        with a writer from `nursery`; else it is what snapshot and `directory` (SNAPSHOT.live unless
+        given) hold now.
 
         Raises ArtifactError when one is missing or damaged, when layout or codec differ, or when
         another process has the live directory open for changes.
@@ -83,7 +86,9 @@ class Generation:
         if changes is None:
             view = settled_view(snapshot, directory, verify=verify)
             return cls.of(view, Checkpoint.open(checkpoint, verify=verify))
-        catalogue = open_catalogue(snapshot, directory, changes, verify=verify, if_held=IF_HELD)
+        catalogue = open_catalogue(
+            snapshot, directory, changes, verify=verify, nursery=nursery, if_held=IF_HELD
+        )
         try:
             return cls.of(catalogue, Checkpoint.open(checkpoint, verify=verify))
         except BaseException:
@@ -131,6 +136,11 @@ class Generation:
     def catalogue(self) -> LiveCatalogue | None:
         """What takes changes, if anything does."""
         return self.source if isinstance(self.source, LiveCatalogue) else None
+
+    @property
+    def nursery(self) -> Nursery | None:
+        """Where its catalogue's writer comes from, if it has one."""
+        return None if self.catalogue is None else self.catalogue.nursery
 
     @property
     def view(self) -> CatalogueView:

@@ -110,7 +110,7 @@ class Loading:
         settings = self._settings_like(record)
         if not _has_catalogue_of(record, live):
             check_memory([snapshot, checkpoint], settings.engine_device)
-            generation = load_generation(settings, snapshot, checkpoint)
+            generation = load_generation(settings, snapshot, checkpoint, serving.nursery)
         else:
             if self.tries_beside:
                 check_memory([checkpoint], settings.engine_device)

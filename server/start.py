@@ -14,6 +14,7 @@ from decoding.engine import Engine
 from decoding.native.engine import NativeEngine
 from decoding.native.runner import Runner, default_threads
 from index.live.catalogue import LiveSettings
+from index.live.nursery import Nursery
 from server.access import takes_changes
 from server.context import InMemoryUserContexts, UserContexts
 from server.generation import Generation, Generations
@@ -103,10 +104,12 @@ async def _start_engine(
     return generation, engine
 
 
-def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Generation:
+def load_generation(
+    settings: Settings, snapshot: Path, checkpoint: Path, nursery: Nursery | None = None
+) -> Generation:
     """A pair as the engine of the settings serves it: with its weights for the native one, named
     for vLLM's, which loads them when it swaps. Its catalogue takes changes where the settings let
-    somebody send them. Raises like `Generation.open`."""
+    somebody send them, with a writer from `nursery`. Raises like `Generation.open`."""
     changes = _merging(settings) if takes_changes(settings) else None
     generation = Generation.open(
         snapshot,
@@ -114,6 +117,7 @@ def load_generation(settings: Settings, snapshot: Path, checkpoint: Path) -> Gen
         verify=settings.verify,
         directory=settings.live_directory,
         changes=changes,
+        nursery=nursery,
     )
     try:
         return with_weights(settings, generation)

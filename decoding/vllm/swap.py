@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 from safetensors import SafetensorError, safe_open
 
 from decoding.errors import EngineClosed
-from decoding.weights import CONFIG_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from decoding.weights import CONFIG_FILE, SETTINGS_FILE, WEIGHTS_FILE, is_finite
 from index import artifact
 from index.errors import ArtifactError, ConfigError, OnesearchError
 from index.sid import SidLayout
@@ -230,7 +230,7 @@ def _read_shapes(path: Path, *, check_numbers: bool) -> dict[str, tuple[int, ...
                         f"{path}: tensor {name} has type {kind}, expected one of "
                         f"{', '.join(sorted(_NUMBER_TYPES))}"
                     )
-                if check_numbers and not bool(file.get_tensor(name).isfinite().all()):
+                if check_numbers and not is_finite(file.get_tensor(name)):
                     raise ArtifactError(f"{path}: tensor {name} has values that are not finite")
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from None

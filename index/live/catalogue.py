@@ -20,13 +20,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from index.errors import ConfigError, OnesearchError
 from index.live.changes import Applied, Change
 from index.live.directory import CatalogueHeld, live_directory, read_view
 from index.live.view import CatalogueView
 from index.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from index.live.nursery import Nursery
 
 __all__ = [
     "CatalogueBusy",
@@ -117,9 +120,10 @@ class LiveCatalogue(ABC):
         *,
         verify: bool = True,
         apart: bool = False,
+        nursery: Nursery | None = None,
     ) -> LiveCatalogue:
         """The catalogue of a snapshot with the changes that `directory` (SNAPSHOT.live) holds;
-        with `apart` another process writes them.
+        with `apart` another process writes them, which comes from `nursery` if one is given.
 
         Raises ArtifactError when something is damaged, belongs to another snapshot, or when another
         process has the directory open for changes.
@@ -129,8 +133,18 @@ class LiveCatalogue(ABC):
 
         path = snapshot.path if isinstance(snapshot, Snapshot) else Path(snapshot)
         directory = live_directory(path) if directory is None else Path(directory)
-        form = FollowingCatalogue if apart else WritingCatalogue
-        return form.opened(snapshot, directory, settings or LiveSettings(), verify=verify)
+        settings = settings or LiveSettings()
+        if not apart:
+            return WritingCatalogue.opened(snapshot, directory, settings, verify=verify)
+        return FollowingCatalogue.opened(
+            snapshot, directory, settings, verify=verify, nursery=nursery
+        )
+
+    @property
+    def nursery(self) -> Nursery | None:
+        """Where its writer came from, and others may come from; None where there is no writer
+        apart."""
+        return None
 
     @property
     @abstractmethod

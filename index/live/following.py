@@ -17,7 +17,6 @@ import logging
 import os
 import queue
 import socket
-import subprocess
 import threading
 import time
 from collections import deque
@@ -43,9 +42,9 @@ from index.live.changes import Applied, Change, Rejected
 from index.live.channel import Channel, Kind
 from index.live.delta import Delta
 from index.live.directory import CatalogueHeld
+from index.live.nursery import Nursery, Writer
 from index.live.view import CatalogueView
 from index.live.writer import TAG, Order
-from index.live.writing import own_environment, python_module
 from index.snapshot import Snapshot
 
 RESTART_WAITS_S = (0.0, 1.0, 5.0, 30.0)
@@ -83,9 +82,15 @@ class FollowingCatalogue(LiveCatalogue):
     """See the module's head and `LiveCatalogue`."""
 
     def __init__(
-        self, snapshot: Snapshot | Path, directory: Path, settings: LiveSettings, verify: bool
+        self,
+        snapshot: Snapshot | Path,
+        directory: Path,
+        settings: LiveSettings,
+        verify: bool,
+        nursery: Nursery,
     ) -> None:
         super().__init__(directory, settings)
+        self._nursery = nursery.share()
         self._origin = snapshot
         self._verify = verify
         self._view: CatalogueView | None = None
@@ -94,7 +99,7 @@ class FollowingCatalogue(LiveCatalogue):
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._hearing: Channel | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Writer | None = None
         self._line: _Line | None = None
         self._calls: dict[int, _Call] = {}
         self._tasks: dict[int, Future[None]] = {}
@@ -103,6 +108,7 @@ class FollowingCatalogue(LiveCatalogue):
         self._counters = _Counters()
         self._opened: Future[None] = Future()
         self._closing = threading.Event()
+        self._closed = False
         self._heard_at = 0.0
         self._thread = threading.Thread(target=self._run, name="catalogue-follower", daemon=True)
         self._thread.start()
@@ -115,15 +121,21 @@ class FollowingCatalogue(LiveCatalogue):
         settings: LiveSettings,
         *,
         verify: bool = True,
+        nursery: Nursery | None = None,
     ) -> FollowingCatalogue:
-        """See `LiveCatalogue.open`."""
-        catalogue = cls(snapshot, directory, settings, verify)
+        """See `LiveCatalogue.open`. `nursery`: where the writer comes from, one of its own unless
+        given."""
+        catalogue = cls(snapshot, directory, settings, verify, nursery or Nursery())
         try:
             catalogue._opened.result()
         except BaseException:
             catalogue.close()
             raise
         return catalogue
+
+    @property
+    def nursery(self) -> Nursery:
+        return self._nursery
 
     @property
     def view(self) -> CatalogueView:
@@ -198,6 +210,10 @@ class FollowingCatalogue(LiveCatalogue):
             child = self._child
             if child is not None and time.monotonic() > max(began, self._heard_at) + CLOSE_S:
                 child.kill()
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._nursery.leave()
 
     def base_at(self, path: Path) -> Snapshot:
         """The snapshot at a path, the one at hand where that is it. Raises ArtifactError."""
@@ -274,19 +290,9 @@ class FollowingCatalogue(LiveCatalogue):
         channel = Channel(ours)
         path = self._origin.path if isinstance(self._origin, Snapshot) else self._origin
         order = Order.of(Path(path).absolute(), self.directory, self.settings, kind_modules())
-        descriptor = theirs.fileno()
-        command = [*python_module("index.live.writer"), str(descriptor), order.to_json()]
-        with theirs:
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=own_environment(),
-                pass_fds=(descriptor,),
-                # Ctrl-C in a terminal is for this process alone.
-                start_new_session=True,
-            )
         self._hearing = channel
+        with theirs:
+            self._child = self._nursery.bear(theirs, order)
         for kind, body in channel.messages(self._tell_late_ones):
             self._heard_at = time.monotonic()
             self._hear(channel, kind, body)
@@ -410,13 +416,10 @@ class FollowingCatalogue(LiveCatalogue):
         child, self._child = self._child, None
         if self._hearing is not None:
             self._hearing.close()
-        if child is not None:
-            # It has nobody to talk to: it finishes what it has and ends.
-            try:
-                child.wait(CLOSE_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        # It has nobody to talk to: it finishes what it has and ends.
+        if child is not None and not child.wait(CLOSE_S):
+            child.kill()
+            child.wait(CLOSE_S)
         for call in calls.values():
             if not call.done.done():
                 call.done.set_exception(
@@ -430,8 +433,8 @@ class FollowingCatalogue(LiveCatalogue):
 
 
 def _be_patient() -> None:
-    """Let this thread, and what it starts, the writer too, wait for a processor to be free, where
-    the system knows the like: it does not take a search's when it is woken."""
+    """Let this thread, and what it starts, wait for a processor to be free, where the system knows
+    the like: it does not take a search's when it is woken."""
     if hasattr(os, "SCHED_BATCH"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 

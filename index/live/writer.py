@@ -1,8 +1,6 @@
 """The process that writes a catalogue for one that searches it.
 
-    python -m index.live.writer DESCRIPTOR JSON
-
-DESCRIPTOR is one end of a socket pair, inherited; JSON says what to open (`Order`). It opens the
+It is forked from `index.live.nursery`, with one end of a channel and an order. It opens the
 catalogue, tells the way from the base to its present state, and from then on takes calls and tells
 each delta, its answers with it: a delta comes before the answers that it makes true. When the other
 end is gone it finishes what it was handed and ends.
@@ -13,9 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -36,8 +32,6 @@ from index.live.delta import Delta
 from index.live.writing import WritingCatalogue
 
 TAG = Struct("<I")
-PRIORITY = 5
-"""Niceness: where processors are short, searches come before changes, which still get a share."""
 FLUSH_S = 5.0
 
 
@@ -57,8 +51,12 @@ class Order:
     ) -> Order:
         return cls(str(snapshot), str(directory), asdict(settings), os.getpid(), modules)
 
-    def to_json(self) -> str:
-        return orjson.dumps(self).decode()
+    def to_json(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Order:
+        return cls(**orjson.loads(data))
 
 
 class Teller:
@@ -141,15 +139,10 @@ class _Notes(logging.Handler):
         self._channel.send((Kind.NOTE, orjson.dumps([record.levelno, self.format(record)])))
 
 
-def main(arguments: Sequence[str]) -> None:
-    descriptor, text = arguments
-    # Signals to the whole group are for the process that searches; we end when it does.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(PRIORITY)
-    channel = Channel(socket.socket(fileno=int(descriptor)))
+def write(end: socket.socket, order: Order) -> None:
+    """Write a catalogue for who has the other end of a channel, as long as it is there."""
+    channel = Channel(end)
     logging.getLogger("index").addHandler(_Notes(channel))
-    order = Order(**orjson.loads(text))
     teller = Teller(channel)
     try:
         for module in order.modules:
@@ -221,7 +214,3 @@ def _merge(catalogue: WritingCatalogue, channel: Channel, tag: int, path: list[s
     except (OnesearchError, OSError) as error:
         told = str(error)
     channel.send((Kind.DONE, orjson.dumps([tag, told])))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -63,7 +63,8 @@ def metric(client: httpx.Client, name: str) -> float:
 def writer() -> psutil.Process:
     """The process that writes the catalogue of this one."""
     running = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
-    [child] = [one for one in running if "index.live.writer" in one.cmdline()]
+    [nursery] = [one for one in running if "index.live.nursery" in one.cmdline()]
+    [child] = nursery.children()
     return child
 
 

@@ -173,7 +173,12 @@ def merge_process(catalogue: FollowingCatalogue) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def is_there() -> bool:
-        found[:] = psutil.Process(catalogue.writer).children()
+        # Not before it runs its own program: until then the writer waits for it.
+        found[:] = [
+            one
+            for one in psutil.Process(catalogue.writer).children()
+            if "index.live.merge" in one.cmdline()
+        ]
         return bool(found)
 
     until(is_there)
