@@ -1,8 +1,12 @@
 """Arrays that change while others read them: every reader keeps the state that it was given.
 
-`Tail` grows at its end. `Column` also changes values: a few changed rows lie beside the array, and
-are folded into a copy of it now and then. Both have one writer. A thread beside the writer may make
-the copy ahead (`Column.fold_ahead`), so that no step of the writer's takes long.
+`Tail` grows at its end. `Column` also changes values, in place: each change leaves behind what it
+wrote over, and whoever reads an earlier state puts that back. Readers of the newest state find
+nothing to put back, and a change touches nothing but the rows that change: the caches of a search
+beside it stay warm. Both have one writer.
+
+What makes this safe without locks is the order. The writer leaves behind what it will write over,
+then writes; a reader reads, then looks for what was left behind.
 """
 
 from __future__ import annotations
@@ -12,13 +16,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.live.kernels import overwritten
-
-MAX_PATCHED_ROWS = 16_384
-MAX_PATCHED_SHARE = 1 / 64
-"""More patched rows than either bound are folded into a copy by the writer …"""
-AHEAD_SHARE = 1 / 4
-"""… and are worth a copy ahead from this share of it on."""
 _MIN_CAPACITY = 256
 _SLACK_SHARE = 8
 
@@ -44,67 +41,83 @@ class Tail(Generic[Scalar]):
         return self.values
 
 
-class _Ahead(Generic[Scalar]):
-    """What was made ahead for a line of states: a copy of the first `n` values of `origin`, with
-    all patches of some state that has this buffer."""
+class _Step(Generic[Scalar]):
+    """What led from one state to the next: rows, their values before, the step behind; None as
+    long as there is no next state."""
 
     __slots__ = ("made",)
 
     def __init__(self) -> None:
-        self.made: tuple[NDArray[Scalar], NDArray[Scalar], int] | None = None
-        """Copy, origin, n."""
+        self.made: tuple[NDArray[np.int64], NDArray[Scalar], _Step[Scalar]] | None = None
 
 
 class Column(Generic[Scalar]):
-    """A column of n values. Immutable for its readers; `after` gives the next state.
+    """A column of n values. Immutable for its readers; `after` gives the next state."""
 
-    `patched`: int64 (p,), ascending, distinct rows whose values are `patch`, not those of `plain`.
-    """
+    __slots__ = ("_behind", "_buffer", "_is_own", "_n")
 
-    __slots__ = ("_ahead", "_buffer", "_n", "patch", "patched")
-
-    def __init__(
-        self,
-        buffer: NDArray[Scalar],
-        n: int,
-        patched: NDArray[np.int64] | None = None,
-        patch: NDArray[Scalar] | None = None,
-        ahead: _Ahead[Scalar] | None = None,
-    ) -> None:
+    def __init__(self, buffer: NDArray[Scalar], n: int, is_own: bool, step: _Step[Scalar]) -> None:
         self._buffer = buffer
         self._n = n
-        self._ahead = _Ahead[Scalar]() if ahead is None else ahead
-        self.patched = np.empty(0, dtype=np.int64) if patched is None else patched
-        self.patch = np.empty(0, dtype=buffer.dtype) if patch is None else patch
+        self._is_own = is_own
+        nothing = np.empty(0, dtype=np.int64), np.empty(0, dtype=buffer.dtype)
+        self._behind = (*nothing, step)
+        """Rows changed since, what they were, and the first step that these do not have yet."""
 
     @classmethod
     def of(cls, values: NDArray[Scalar]) -> Column[Scalar]:
-        return cls(values, len(values))
+        """`values` are only read: the first change copies them (see `own`)."""
+        return cls(values, len(values), False, _Step())
 
     def __len__(self) -> int:
         return self._n
 
     @property
-    def plain(self) -> NDArray[Scalar]:
-        """The values (n,), patched rows as they were before."""
-        return self._buffer[: self._n]
+    def newest(self) -> NDArray[Scalar]:
+        """The values (n,), where not changed since this state: of what is read here the rows that
+        `changed_since` names afterwards are to be put right. Not to be written."""
+        values = self._buffer[: self._n]
+        values.flags.writeable = False
+        return values
+
+    def changed_since(self) -> tuple[NDArray[np.int64], NDArray[Scalar]]:
+        """Rows changed after this state, ascending and distinct, and their values in it."""
+        rows, values, step = self._behind
+        if step.made is not None:
+            all_rows, all_values = [rows], [values]
+            while step.made is not None:
+                rows, values, step = step.made
+                all_rows.append(rows)
+                all_values.append(values)
+            # Of several changes of a row the first wrote over what this state has.
+            rows, first = np.unique(np.concatenate(all_rows), return_index=True)
+            n_inside = np.searchsorted(rows, self._n)
+            rows, values = rows[:n_inside], np.concatenate(all_values)[first[:n_inside]]
+            self._behind = rows, values, step
+        return rows, values
 
     def __getitem__(self, rows: NDArray[Any]) -> NDArray[Scalar]:
         """Values of rows, (len(rows),), or of a bool mask (n,)."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)
         values = self._buffer[rows]
-        if len(self.patched):
-            place = np.minimum(np.searchsorted(self.patched, rows), len(self.patched) - 1)
-            hit = self.patched[place] == rows
-            values = np.where(hit, self.patch[place], values)
+        changed, before = self.changed_since()
+        if len(changed):
+            place = np.minimum(np.searchsorted(changed, rows), len(changed) - 1)
+            values = np.where(changed[place] == rows, before[place], values)
         return values
 
     def whole(self) -> NDArray[Scalar]:
         """All values, (n,), a copy."""
-        values = self.plain.copy()
-        values[self.patched] = self.patch
+        values = self._buffer[: self._n].copy()
+        rows, before = self.changed_since()
+        values[rows] = before
         return values
+
+    def own(self) -> None:
+        """Make the copy that the first change would make. Not beside changes."""
+        if not self._is_own:
+            self._buffer, self._is_own = self._copy(self._n), True
 
     def after(
         self,
@@ -113,55 +126,30 @@ class Column(Generic[Scalar]):
         added: NDArray[Scalar],
     ) -> Column[Scalar]:
         """The column with `added` values behind it, then `values` of `rows` changed, which ascend
-        and are distinct."""
+        and are distinct. Of the newest state only."""
         if not len(rows) and not len(added):
             return self
-        column = self if self._ahead.made is None else self._with_copy()
-        return column._written(rows, values, added)
-
-    def fold_ahead(self) -> None:
-        """Make the copy that a later state folds its patches into, where it is due. For one thread
-        at a time, beside the writer; it holds the interpreter for a moment only."""
-        bound = max(MAX_PATCHED_ROWS, int(self._n * MAX_PATCHED_SHARE))
-        if self._ahead.made is not None or len(self.patched) <= bound * AHEAD_SHARE:
-            return
-        buffer = self._copy(self._n)
-        buffer[self.patched] = self.patch
-        self._ahead.made = buffer, self._buffer, self._n
-
-    def _with_copy(self) -> Column[Scalar]:
-        """The same values over the copy made ahead, less what it has of the patches."""
-        assert self._ahead.made is not None
-        (buffer, origin, known), self._ahead.made = self._ahead.made, None
-        if origin is not self._buffer or self._n > len(buffer):
-            # Of a state before the last copy: it lacks what was folded there.
-            return self
-        buffer[known : self._n] = self._buffer[known : self._n]
-        # All rows changed since the origin was made are patched: the others are right in the copy.
-        value = buffer[self.patched]
-        differs = (value != self.patch) & ~((value != value) & (self.patch != self.patch))
-        return Column(buffer, self._n, self.patched[differs], self.patch[differs], self._ahead)
-
-    def _copy(self, n: int) -> NDArray[Scalar]:
-        """The plain values in a buffer with room behind n values."""
-        buffer = np.empty(n + max(n // _SLACK_SHARE, _MIN_CAPACITY), dtype=self._buffer.dtype)
-        buffer[: self._n] = self.plain
-        return buffer
-
-    def _written(
-        self, rows: NDArray[np.int64], values: NDArray[Scalar], added: NDArray[Scalar]
-    ) -> Column[Scalar]:
-        n = self._n + len(added)
-        buffer, patched, patch = self._buffer, self.patched, self.patch
-        if len(rows):
-            patched, patch = overwritten(patched, patch, rows, values)
-        bound = max(MAX_PATCHED_ROWS, int(n * MAX_PATCHED_SHARE))
-        if n > len(buffer) or len(patched) > bound:
-            buffer = self._copy(n)
+        n, buffer = self._n + len(added), self._buffer
+        changed, _, step = self._behind
+        assert step.made is None and not len(changed), "changes go on from the newest state"
+        if not self._is_own or n > len(buffer):
+            # States so far keep their array, which changes no more.
+            buffer, step = self._copy(n), _Step()
             buffer[self._n : n] = added
-            buffer[patched] = patch
-            return Column(buffer, n, ahead=self._ahead)
+            buffer[rows] = values
+            return Column(buffer, n, True, step)
         if len(added):
             # Rows from n on are in nobody's sight yet.
             buffer[self._n : n] = added
-        return Column(buffer, n, patched, patch, self._ahead)
+        if len(rows):
+            behind = _Step()
+            step.made = rows, buffer[rows], behind
+            buffer[rows] = values
+            step = behind
+        return Column(buffer, n, True, step)
+
+    def _copy(self, n: int) -> NDArray[Scalar]:
+        """The values in a buffer with room behind n values."""
+        buffer = np.empty(n + max(n // _SLACK_SHARE, _MIN_CAPACITY), dtype=self._buffer.dtype)
+        buffer[: self._n] = self._buffer[: self._n]
+        return buffer

@@ -304,9 +304,6 @@ class FollowingCatalogue(LiveCatalogue):
                 self._lay_down()
         elif kind is Kind.ANSWERS:
             self._answer(body)
-            if self._view is not None:
-                # Here, so that no search has to copy a column while it lays a delta down.
-                self._view.items.fold_ahead()
         elif kind is Kind.FAILED:
             tag, reason = orjson.loads(body)
             call = self._taken(tag)
@@ -477,6 +474,7 @@ class _Line:
     def _run(self) -> None:
         try:
             self._view = CatalogueView.of(self._catalogue.base_at(self._path))
+            self._view.items.own()
         except (OnesearchError, OSError) as error:
             self._error = error
         for message in iter(self._messages.get, None):

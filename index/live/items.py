@@ -265,12 +265,10 @@ class LiveItems:
             holds &= _where(self.stock, lambda stock: stock != 0, rows)
         return holds
 
-    def fold_ahead(self) -> None:
-        """See `Column.fold_ahead`, for all columns."""
+    def own(self) -> None:
+        """See `Column.own`, for all columns: so the first change takes no longer than others."""
         for column in (self.price, self.stock, self.popularity, self.popularity_score):
-            column.fold_ahead()
-        if self.alive is not None:
-            self.alive.fold_ahead()
+            column.own()
 
     def with_delta(self, delta: Delta) -> LiveItems:
         """The items after a delta made for this state, the newest of its base."""
@@ -320,6 +318,7 @@ def _where(
     """Which values of a column, all or those of some rows, pass a test."""
     if rows is not None:
         return test(column[rows])
-    passed = test(column.plain)
-    passed[column.patched] = test(column.patch)
+    passed = test(column.newest)
+    changed, before = column.changed_since()
+    passed[changed] = test(before)
     return passed

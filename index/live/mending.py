@@ -142,44 +142,57 @@ class Sheet:
         None without any."""
         items, trie, postings = view.items, view.live_trie, view.postings
         low, high = filters.price_min, filters.price_max
+        alive = items.alive
+        price = None if low is None and high is None else items.price
+        stock = items.stock if filters.in_stock else None
         lengths = np.array(_lengths(view), dtype=np.int64)
-        arguments: list[Any] = [
-            self.memory,
-            self.at,
-            self.used,
-            lengths,
-            self.raised,
-            np.array([self.n_items, self.n_base_leaves]),
-            rows,
-            _ALWAYS if static is None else static,
-            static is not None,
-            *_column(items.alive, np.bool_),
-            items.alive is not None,
-            *_column(None if low is None and high is None else items.price, np.float64),
-            np.nan if low is None else low,
-            np.nan if high is None else high,
-            *_column(items.stock if filters.in_stock else None, np.int64),
-            filters.in_stock,
-            base.counts,
-            base.blocks,
-            base.block_at,
-            base.deltas,
-            base.delta_at,
-            base.shifts,
-            base.start,
-            base.rows,
-            base.leaf_of_row,
-            postings.sids,
-            postings.sorted_sids,
-            postings.sorted_rows,
-            trie.leaf_of_id,
-            trie.parents,
-            trie.starts,
-            trie.table,
-        ]
-        found = _mend(*arguments)
-        self.n_items, self.n_base_leaves, self.n_leaves, self.raised = found
-        self.used = lengths
+        while True:
+            columns = [
+                _column(alive, np.bool_),
+                _column(price, np.float64),
+                _column(stock, np.int64),
+            ]
+            arguments: list[Any] = [
+                self.memory,
+                self.at,
+                self.used,
+                lengths,
+                self.raised,
+                np.array([self.n_items, self.n_base_leaves]),
+                rows,
+                _ALWAYS if static is None else static,
+                static is not None,
+                *columns[0],
+                alive is not None,
+                *columns[1],
+                np.nan if low is None else low,
+                np.nan if high is None else high,
+                *columns[2],
+                filters.in_stock,
+                base.counts,
+                base.blocks,
+                base.block_at,
+                base.deltas,
+                base.delta_at,
+                base.shifts,
+                base.start,
+                base.rows,
+                base.leaf_of_row,
+                postings.sids,
+                postings.sorted_sids,
+                postings.sorted_rows,
+                trie.leaf_of_id,
+                trie.parents,
+                trie.starts,
+                trie.table,
+            ]
+            found = _mend(*arguments)
+            self.n_items, self.n_base_leaves, self.n_leaves, self.raised = found
+            self.used = lengths
+            changed = zip((alive, price, stock), columns, strict=True)
+            if all(one is None or one.changed_since()[0] is known[1] for one, known in changed):
+                break
+            # Values were written over while they were read: the same rows once more.
         self.batch = view.batch
 
 
@@ -201,10 +214,8 @@ _NONE: dict[type[np.generic], tuple[NDArray[Any], ...]] = {
 
 
 def _column(column: Column[Any] | None, kind: type[np.generic]) -> tuple[NDArray[Any], ...]:
-    """A column's plain values, patched rows and their values."""
-    if column is None:
-        return _NONE[kind]
-    return _read_only(column.plain), column.patched, column.patch
+    """A column's newest values, the rows changed since, and their values."""
+    return _NONE[kind] if column is None else (column.newest, *column.changed_since())
 
 
 def _ro(kind: Any) -> Any:
@@ -216,18 +227,18 @@ _U2, _U4, _RO4 = types.uint16[::1], types.uint32[::1], _ro(types.uint32)
 
 
 @njit(inline="always")
-def _value(plain: NDArray[Any], patched: NDArray[np.int64], patch: NDArray[Any], row: int) -> Any:
+def _value(newest: NDArray[Any], changed: NDArray[np.int64], before: NDArray[Any], row: int) -> Any:
     """A column's value of one row."""
-    low, high = 0, len(patched)
+    low, high = 0, len(changed)
     while low < high:
         middle = (low + high) >> 1
-        if patched[middle] < row:
+        if changed[middle] < row:
             low = middle + 1
         else:
             high = middle
-    if low < len(patched) and patched[low] == row:
-        return patch[low]
-    return plain[row]
+    if low < len(changed) and changed[low] == row:
+        return before[low]
+    return newest[row]
 
 
 @njit(inline="always")
@@ -284,17 +295,17 @@ def _mend(
     static: NDArray[np.bool_],
     has_static: bool,
     alive: NDArray[np.bool_],
-    alive_patched: NDArray[np.int64],
-    alive_patch: NDArray[np.bool_],
+    alive_changed: NDArray[np.int64],
+    alive_before: NDArray[np.bool_],
     has_alive: bool,
     price: NDArray[np.float64],
-    price_patched: NDArray[np.int64],
-    price_patch: NDArray[np.float64],
+    price_changed: NDArray[np.int64],
+    price_before: NDArray[np.float64],
     price_low: float,
     price_high: float,
     stock: NDArray[np.int64],
-    stock_patched: NDArray[np.int64],
-    stock_patch: NDArray[np.int64],
+    stock_changed: NDArray[np.int64],
+    stock_before: NDArray[np.int64],
     in_stock: bool,
     counts: NDArray[np.int64],
     blocks: NDArray[np.uint32],
@@ -331,12 +342,12 @@ def _mend(
     for row in rows:
         holds = not has_static or static[row]
         if holds and has_alive:
-            holds = _value(alive, alive_patched, alive_patch, row)
+            holds = _value(alive, alive_changed, alive_before, row)
         if holds and (price_low == price_low or price_high == price_high):
-            value = _value(price, price_patched, price_patch, row)
+            value = _value(price, price_changed, price_before, row)
             holds = value == value and not value < price_low and not value > price_high
         if holds and in_stock:
-            holds = _value(stock, stock_patched, stock_patch, row) != 0
+            holds = _value(stock, stock_changed, stock_before, row) != 0
         if memory[mask_at + row] == holds:
             continue
         memory[mask_at + row] = holds

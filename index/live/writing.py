@@ -145,6 +145,7 @@ class WritingCatalogue(LiveCatalogue):
             note = repair(directory / LOG) or ""
             base = base_of(snapshot, directory, verify=verify)
             view = CatalogueView.of(base)
+            view.items.own()
             if listener is not None:
                 listener.begun(base.path)
             heard = None if listener is None else listener.replayed
@@ -367,7 +368,9 @@ class WritingCatalogue(LiveCatalogue):
         listener = self._listener
         if listener is not None:
             listener.begun(base.path)
-        view = self._caught_up(CatalogueView.of(base))
+        view = CatalogueView.of(base)
+        view.items.own()
+        view = self._caught_up(view)
         if self.on_merge is not None:
             self.on_merge(view)
         if listener is not None:

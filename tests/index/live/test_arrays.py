@@ -1,61 +1,81 @@
+import threading
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.live import arrays
 from index.live.arrays import Column, Tail
 
 values = st.floats(-9, 9) | st.just(np.nan)
 steps = st.lists(
-    st.tuples(st.dictionaries(st.integers(0, 30), values), st.integers(0, 3), st.integers(0, 3)),
+    st.tuples(st.dictionaries(st.integers(0, 30), values), st.integers(0, 300), st.integers(0, 3)),
     max_size=12,
 )
-"""Values written; how many are added; which state, counted from the newest, is folded ahead."""
+"""Values written; how many are added; which state, counted from the newest, is read then."""
 
 
-@given(st.integers(0, 20), steps, st.integers(0, 6))
+@given(st.integers(0, 20), steps, st.booleans())
 def test_a_column_reads_like_the_array_it_stands_for(
-    n: int, given_steps: list[tuple[dict[int, float], int, int]], patched: int
+    n: int, given_steps: list[tuple[dict[int, float], int, int]], owns: bool
 ) -> None:
-    before = arrays.MAX_PATCHED_ROWS
-    arrays.MAX_PATCHED_ROWS = patched
+    plain = np.arange(n, dtype=np.float64)
+    plain.flags.writeable = False
+    column = Column.of(plain)
+    if owns:
+        column.own()
+    states = [(column, plain)]
+    for written, n_added, read in given_steps:
+        added = np.random.default_rng(n_added).random(n_added)
+        plain = np.concatenate([plain, added])
+        written = {row: value for row, value in written.items() if row < len(plain)}
+        rows = np.array(sorted(written), dtype=np.int64)
+        plain[rows] = np.array([written[row] for row in rows.tolist()], dtype=np.float64)
+        column = column.after(rows, plain[rows], added)
+        states.append((column, plain))
+        state, expected = states[max(0, len(states) - 1 - read)]
+        np.testing.assert_array_equal(state.whole(), expected)
+    for state, expected in states:
+        assert len(state) == len(expected)
+        np.testing.assert_array_equal(state.whole(), expected)
+        rows = np.random.default_rng(0).permutation(len(expected))
+        np.testing.assert_array_equal(state[rows], expected[rows])
+        np.testing.assert_array_equal(state[expected > 2], expected[expected > 2])
+
+
+def test_what_a_column_was_made_of_is_not_written() -> None:
+    plain = np.zeros(9)
+    first = Column.of(plain).after(np.array([1]), np.ones(1), np.empty(0))
+    assert first.newest.tolist() == [0, 1, *[0] * 7] and not plain.any()
+    second = first.after(np.array([1, 2]), np.full(2, 2.0), np.full(1, 9.0))
+    assert [part.tolist() for part in first.changed_since()] == [[1, 2], [1, 0]]
+    assert first.whole().sum() == 1 and second.whole().sum() == 13
+    assert not len(second.changed_since()[0])
+
+
+def test_a_state_is_read_while_others_are_made() -> None:
+    n, rows = 50, np.arange(0, 50, 5)
+    newest = [(Column.of(np.zeros(n)), 0.0)]
+    newest[0][0].own()
+    stop = threading.Event()
+
+    def change() -> None:
+        number = 0.0
+        while not stop.is_set():
+            number += 1.0
+            column = newest[0][0].after(rows, np.full(len(rows), number), np.empty(0))
+            newest[0] = column, number
+
+    writer = threading.Thread(target=change)
+    writer.start()
     try:
-        plain = np.arange(n, dtype=np.float64)
-        plain.flags.writeable = False
-        column = Column.of(plain)
-        states = [(column, plain)]
-        for written, n_added, folded in given_steps:
-            added = np.random.default_rng(n_added).random(n_added)
-            plain = np.concatenate([plain, added])
-            written = {row: value for row, value in written.items() if row < len(plain)}
-            rows = np.array(sorted(written), dtype=np.int64)
-            values = np.array([written[row] for row in rows.tolist()], dtype=np.float64)
-            plain[rows] = values
-            column = column.after(rows, values, added)
-            states.append((column, plain))
-            # Whoever folds ahead may have taken a state that is not the newest any more.
-            states[max(0, len(states) - 1 - folded)][0].fold_ahead()
-        for state, expected in states:
-            assert len(state) == len(expected)
-            np.testing.assert_array_equal(state.whole(), expected)
-            rows = np.random.default_rng(0).permutation(len(expected))
-            np.testing.assert_array_equal(state[rows], expected[rows])
-            np.testing.assert_array_equal(state[expected > 2], expected[expected > 2])
+        for _ in range(1_000):
+            column, number = newest[0]
+            for _ in range(5):
+                assert (column[rows] == number).all()
+                assert column.whole().sum() == number * len(rows)
     finally:
-        arrays.MAX_PATCHED_ROWS = before
-
-
-def test_a_copy_made_ahead_takes_the_patches_over() -> None:
-    column = Column.of(np.zeros(100_000))
-    for first in range(0, arrays.MAX_PATCHED_ROWS // 2, 1_024):
-        rows = np.arange(first, first + 1_024)
-        column = column.after(rows, np.full(1_024, 1.0), np.empty(0))
-    before = column
-    column.fold_ahead()
-    column = column.after(np.array([7]), np.array([2.0]), np.ones(3))
-    assert column.patched.tolist() == [7]
-    assert before.plain[0] == 0.0 and before[np.array([0])] == 1.0
-    assert column.whole().sum() == arrays.MAX_PATCHED_ROWS // 2 + 1 + 3
+        stop.set()
+        writer.join()
 
 
 def test_what_a_tail_gave_stays() -> None:
