@@ -30,7 +30,7 @@ from server import settings as settings_of
 from server.settings import DEFAULT_CHAMPION, Settings
 
 if TYPE_CHECKING:
-    from server.choice import Registered
+    from server.assembly import Served
     from server.gateway import Gateway
 
 
@@ -83,20 +83,14 @@ def run_server(settings: Settings) -> None:
 
         read_keys(settings.keys_file)
     # What needs torch is imported here: wrong settings are told without waiting for it.
-    from server.choice import choose_registered
-    from server.generation import chosen_paths
+    from server.assembly import chosen
 
-    registered = choose_registered(settings)
-    snapshot, checkpoint = (
-        (registered.choice.snapshot, registered.choice.checkpoint)
-        if registered is not None
-        else chosen_paths(settings)
-    )
+    served = chosen(settings)
     with (
         bind_all(settings) as (listeners, bound),
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        runner.run(_serve(bound, snapshot, checkpoint, registered, listeners))
+        runner.run(_serve(bound, served, listeners))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -150,42 +144,18 @@ def _why_not_bound(error: OSError, host: str, port: int) -> str:
     return f"cannot listen on {host} port {port}: {error.strerror}"
 
 
-async def _serve(
-    settings: Settings,
-    snapshot: Path,
-    checkpoint: Path,
-    registered: Registered | None,
-    listeners: list[socket.socket],
-) -> None:
-    from server.app import create_app
+async def _serve(settings: Settings, served: Served, listeners: list[socket.socket]) -> None:
+    from server.assembly import assemble
     from server.connections import server_config
-    from server.events.behaviour import start_behaviour
-    from server.logs import forward_standard_logging, make_logger
-    from server.metrics import Metrics
-    from server.rollout import start_rollout
+    from server.logs import forward_standard_logging
     from server.security import warn_if_open
-    from server.start import start_pipeline
-    from server.traces import start_traces
 
     started = time.monotonic()
-    metrics, log = Metrics(start_traces(settings, "gateway")), make_logger(settings.log_level)
-    behaviour = await start_behaviour(settings, metrics, log)
-    contexts = behaviour.contexts if behaviour is not None else None
-    rollout = None
-    try:
-        if registered is None:
-            pipeline = await start_pipeline(settings, snapshot, checkpoint, metrics, log, contexts)
-        else:
-            pipeline, rollout = await start_rollout(settings, registered, metrics, log, contexts)
-    except BaseException:
-        if behaviour is not None:
-            await behaviour.close()
-        raise
-    app = create_app(
-        pipeline, settings, metrics=metrics, log=log, rollout=rollout, behaviour=behaviour
-    )
+    app = await assemble(settings, served)
+    gateway: Gateway = app.state.gateway
+    log = gateway.log
     forward_standard_logging(log)
-    serving = asdict(pipeline.serving())
+    serving = asdict(gateway.serving())
     url, *admin_urls = (_url_of(listener) for listener in listeners)
     log.info(
         "serving",
@@ -204,7 +174,7 @@ async def _serve(
     gc.freeze()
     server = DrainingServer(
         server_config(app, settings.shutdown_s),
-        app.state.gateway,
+        gateway,
         settings.drain_s,
     )
     await server.serve(sockets=listeners)
