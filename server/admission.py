@@ -14,6 +14,12 @@ Whoever comes when the house is full is refused before the body is parsed: those
 first, and are answered in time. At least `MIN_LIMIT` are always let in, so that what is measured
 wrongly is measured again, and `FIRST_LIMIT` while little is known.
 
+A crowd that soon goes is no overload: chance makes one now and then at any load, and so does what
+takes the processors for a moment, such as another generation that is being loaded. So up to `CROWD`
+times N are let in, at the expense of an account that holds `CROWD_S` of searches' time and fills up
+within `CROWD_REST_S`: under a lasting load it is soon empty, and N holds. So it does where answers
+come late.
+
 Refusals are paced: above `REFUSALS_PER_S` they wait, each `MAX_HOLD_S` at most, which costs a
 timer. Clients that come back at once would otherwise keep the event loop busy with refusing.
 """
@@ -47,6 +53,8 @@ EASE_DOWN, EASE_UP = 0.9, 1.01
 """Per late and per whole answer: about one in ten may be late."""
 ROOMY = 2.0
 """A deadline of so many times `alone_s` could be met by a search that is alone."""
+CROWD = 2
+CROWD_S, CROWD_REST_S = 1.0, 10.0
 MEMORY_ANSWERS = 64
 MEMORY_ALONE = 31
 REFUSALS_PER_S = 400
@@ -83,6 +91,7 @@ class SearchLimit:
         self._answers = 0.0
         self._taught = 0
         self._ease = 1.0
+        self._spare_s, self._spared = CROWD_S, clock()
 
     @property
     def limit(self) -> int:
@@ -96,7 +105,7 @@ class SearchLimit:
 
     def enter(self) -> Visit | None:
         """A place inside, or None when there is none."""
-        if self.inside >= self.limit:
+        if self.inside >= self.limit and not self._may_crowd():
             return None
         visit = Visit(self._advance(), alone=not self.inside)
         if self._lone is not None:
@@ -125,6 +134,19 @@ class SearchLimit:
         if answered and visit.alone:
             self._alone_s.append(now - visit.entered)
             self._typical_s = median(self._alone_s)
+
+    def _may_crowd(self) -> bool:
+        """Whether one more may come though the limit is reached; it is charged for that."""
+        now = self._clock()
+        earned_s = (now - self._spared) * CROWD_S / CROWD_REST_S
+        self._spare_s, self._spared = min(CROWD_S, self._spare_s + earned_s), now
+        if self._taught < ENOUGH_ANSWERS or not self._answers or self._ease < 1:
+            return False
+        each_s = self._busy_s / self._answers
+        if self.inside >= min(CROWD * self.limit, self._most) or each_s > self._spare_s:
+            return False
+        self._spare_s -= each_s
+        return True
 
     def _advance(self) -> float:
         now = self._clock()

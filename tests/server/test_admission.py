@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from server.admission import (
+    CROWD,
+    CROWD_REST_S,
+    CROWD_S,
     ENOUGH_ANSWERS,
     FIRST_LIMIT,
     MAX_HOLD_S,
@@ -161,6 +164,40 @@ def _answers(house: House, rate: float) -> tuple[float, float, float]:
     return p99(latencies), refused / (rate * 5), len(latencies) / 5
 
 
+def test_a_crowd_that_soon_goes_is_let_in():
+    """Nothing is answered for as long as half a house takes, now and then, at 70 % of capacity."""
+    house = House()
+    house.alone()
+    for seed in range(20):
+        refused = house.storm(0.7 / SERVICE_S, CROWD_REST_S, seed)[2]
+        assert refused == 0
+        visits = [house.limit.enter() for _ in range(CROWD * int(PATIENCE))]
+        assert None not in visits
+        assert house.limit.enter() is None
+        for visit in visits:
+            assert visit is not None
+            house.clock.now += SERVICE_S
+            house.limit.leave(visit, answered=True)
+
+
+def test_a_crowd_that_stays_is_let_in_for_a_moment():
+    house = House()
+    house.alone()
+    latencies, _, _ = house.storm(3 / SERVICE_S, 20.0)
+    first, later = np.split(np.array(latencies), [int(2 * CROWD_S / SERVICE_S)])
+    assert p99(first.tolist()) == pytest.approx(CROWD * PATIENCE * SERVICE_S, rel=0.1)
+    # As the account fills up, one more is in the house now and then.
+    assert p99(later.tolist()) <= 1.25 * PATIENCE * SERVICE_S
+
+
+def test_where_answers_come_late_there_is_no_crowd():
+    house = House(degrades_above=5)
+    house.alone()
+    house.storm(1000, 0.2)
+    visits = [house.limit.enter() for _ in range(2 * int(PATIENCE))]
+    assert len([visit for visit in visits if visit is not None]) <= house.limit.limit
+
+
 def test_the_storm_is_forgotten():
     house = House()
     house.alone()
@@ -179,7 +216,7 @@ def test_a_server_that_grew_slower_or_faster_is_noticed():
         house.service_s = service_s
         house.storm(0.3 / service_s, 300 * service_s)
         latencies, _, _ = house.storm(3 / service_s, 300 * service_s)
-        assert p99(latencies) <= 1.5 * max(PATIENCE * service_s, SOON_S)
+        assert p99(latencies) <= 1.5 * CROWD * max(PATIENCE * service_s, SOON_S)
         assert len(latencies) > 250
 
 
