@@ -125,6 +125,7 @@ def create_app(
         ],
     )
     app.state.gateway = gateway
+    app.state.connection_guard = security.guard
     errors.install(app, log)
     for router in (
         search.router,

@@ -1,4 +1,5 @@
-"""HTTP/1.1 connections: uvicorn's httptools protocol, with a limit on all that is not body.
+"""HTTP/1.1 connections: uvicorn's httptools protocol, with a limit on all that is not body, and on
+the time that a client takes (`server.connection_guard`).
 
 httptools itself reads heads without end. Here a request's line, headers, trailers and the framing
 of its chunks may take `HEAD_BYTES` more than its body does; what is above that, or has not exactly
@@ -8,10 +9,16 @@ measured when it is complete, so at most one read more than the limit is ever in
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.connection_guard import ConnectionGuard
+from server.security_settings import CONNECTIONS, HEAD_TIMEOUT_S, TRUSTED_PROXIES
 
 HEAD_BYTES = 64 * 1024
 """Of a request's line and headers."""
@@ -26,10 +33,21 @@ class RefusedHead(ValueError):
 class Connection(HttpToolsProtocol):
     """One connection of a client."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, guard: ConnectionGuard, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._guard = guard
         self._beside_body = 0
         """Bytes of the present request, less those of its body, twice."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """From now on a request is waited for."""
+        super().connection_made(transport)
+        self._guard.opened(self, len(self.connections))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever closed it."""
+        self._guard.closed(self)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and count."""
@@ -37,6 +55,31 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._beside_body > HEAD_BYTES and not self.transport.is_closing():
             self._refuse("The head of the request is too large.")
+        elif self._is_serving:
+            self._guard.serves(self)
+        else:
+            self._guard.waits(self)
+
+    def on_response_complete(self) -> None:
+        """The next request is waited for, unless it is here already."""
+        super().on_response_complete()
+        if not self._is_serving and not self.transport.is_closing():
+            self._guard.waits(self)
+
+    def pause_writing(self) -> None:
+        """The client is slower than the answer."""
+        super().pause_writing()
+        self._guard.blocks(self)
+
+    def resume_writing(self) -> None:
+        """It has read on."""
+        super().resume_writing()
+        self._guard.flows(self)
+
+    @property
+    def _is_serving(self) -> bool:
+        cycle = cast(RequestResponseCycle | None, self.cycle)
+        return cycle is not None and not cycle.response_complete
 
     def on_message_begin(self) -> None:
         """Count from here: what came before belonged to other requests."""
@@ -52,7 +95,7 @@ class Connection(HttpToolsProtocol):
             hosts += name == b"host"
         if size > HEAD_BYTES:
             raise RefusedHead(f"a head of {size} bytes")
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):  # pyright: ignore[reportOptionalMemberAccess]
             raise RefusedHead(f"{hosts} Host headers")
         super().on_headers_complete()
 
@@ -66,11 +109,18 @@ class Connection(HttpToolsProtocol):
         self.send_400_response(why)
 
 
-def server_config(app: Any, shutdown_s: float) -> uvicorn.Config:
+def server_config(
+    app: Any,
+    shutdown_s: float,
+    guard: ConnectionGuard | None = None,
+    trusted_proxies: Sequence[str] = TRUSTED_PROXIES,
+) -> uvicorn.Config:
     """How the gateway listens: no WebSockets, no log of uvicorn's own for each request."""
+    guard = guard or ConnectionGuard(CONNECTIONS, HEAD_TIMEOUT_S)
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=cast(Any, partial(Connection, guard=guard)),
+        forwarded_allow_ips=list(trusted_proxies),
         ws="none",
         log_config=None,
         access_log=False,

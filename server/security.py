@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from structlog.typing import FilteringBoundLogger
 
 from server.access import is_loopback
+from server.connection_guard import ConnectionGuard
 from server.cross_origin import CrossOrigin
 from server.keys_door import KeyDoor
 from server.keys_ring import KeyRing
@@ -36,6 +37,9 @@ class Security:
             self._ring = KeyRing(settings.keys_file, log)
             metrics.registry.register(self._ring)
         self._buckets = self._make_buckets()
+        self.guard = ConnectionGuard(
+            settings.connections, settings.head_timeout_s, self.metrics, log
+        )
 
     def outside(self) -> list[Middleware]:
         """What comes before a request is counted and logged."""

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 KeyReason = Literal["missing", "unknown", "expired", "scope"]
 Client = Literal["key", "address"]
+CutReason = Literal["slow", "blocked", "crowded"]
 
 
 class SecurityMetrics:
@@ -34,16 +35,21 @@ class SecurityMetrics:
             "Whether rates are counted by this process alone though a Redis is named",
             registry=registry,
         )
-        self._connections = Counter(
+        cut = Counter(
             "onesearch_connections_cut",
             "Connections closed for being slow or too many",
             ["reason"],
             registry=registry,
         )
+        self._cut = {reason: cut.labels(reason) for reason in get_args(CutReason)}
 
     def key_refused(self, reason: KeyReason) -> None:
         """Count a request."""
         self._refused[reason].inc()
+
+    def connection_cut(self, reason: CutReason) -> None:
+        """Count a connection."""
+        self._cut[reason].inc()
 
     def rate_limited(self, client: Client) -> None:
         """Count a request."""

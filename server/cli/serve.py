@@ -146,6 +146,7 @@ def _why_not_bound(error: OSError, host: str, port: int) -> str:
 
 async def _serve(settings: Settings, served: Served, listeners: list[socket.socket]) -> None:
     from server.assembly import assemble
+    from server.connection_guard import allow_files
     from server.connections import server_config
     from server.logs import forward_standard_logging
     from server.security import warn_if_open
@@ -155,6 +156,7 @@ async def _serve(settings: Settings, served: Served, listeners: list[socket.sock
     gateway: Gateway = app.state.gateway
     log = gateway.log
     forward_standard_logging(log)
+    allow_files(settings.connections)
     serving = asdict(gateway.serving())
     url, *admin_urls = (_url_of(listener) for listener in listeners)
     log.info(
@@ -173,7 +175,9 @@ async def _serve(settings: Settings, served: Served, listeners: list[socket.sock
     gc.collect()
     gc.freeze()
     server = DrainingServer(
-        server_config(app, settings.shutdown_s),
+        server_config(
+            app, settings.shutdown_s, app.state.connection_guard, settings.trusted_proxies
+        ),
         gateway,
         settings.drain_s,
     )

@@ -161,7 +161,8 @@ class StubEngine:
 def serving(app: Any) -> Generator[str, None, None]:
     """Serve an ASGI application; the base URL."""
     listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(server_config(app, shutdown_s=2))
+    guard = getattr(getattr(app, "state", None), "connection_guard", None)
+    server = uvicorn.Server(server_config(app, shutdown_s=2, guard=guard))
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
