@@ -5,18 +5,17 @@ Tables:
 redis      bytes of one entry of each kind: `used_memory` of an embedded server after the program's
            own code has written many of them, divided by their number
 gateway    memory of `onesearch serve` after searches (proportional set size: what it has for itself
-           and its share of mapped files), on simulated shops of two sizes; a pair that is given
-           takes their place
+           and its share of mapped files), on a small simulated shop; a pair that is given takes
+           its place
 
-`onesearch plan` reads them (`server/planning_tables.py`).
+`loadtest/planning_table.py` makes tables for `onesearch plan` of them, of two catalogues: what an
+item takes is the difference.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -29,7 +28,7 @@ import psutil
 
 from index.artifact import read
 from loadtest.bench.load import offer, post
-from loadtest.bench.overload import in_loop, queries_of, running
+from loadtest.bench.overload import demo_pair, in_loop, queries_of, running
 from loadtest.bench.report import Row, row
 from server.events.log import BehaviourLog
 from server.events.records import Event
@@ -48,9 +47,6 @@ SHOWN = 10
 TERMS = ("oak", "office", "writing desk", "solid wood")
 BATCH = 500
 """Entries of a batch; a stream keeps about a hundred entries in one node."""
-ITEMS = (1500, 15_000)
-QUICK_ITEMS = (300, 600)
-TRAINING_MINUTES = 0.05
 RATE, SECONDS = 40.0, 5.0
 
 
@@ -58,7 +54,7 @@ def rows(
     quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
 ) -> list[Row]:
     """Both tables."""
-    return redis(quick) + _gateway(quick, snapshot, checkpoint)
+    return redis(quick) + _gateway(snapshot, checkpoint)
 
 
 def redis(quick: bool = False) -> list[Row]:
@@ -70,7 +66,7 @@ def redis(quick: bool = False) -> list[Row]:
 
 def gateway(quick: bool = False) -> list[Row]:
     """Megabytes of a gateway."""
-    return _gateway(quick, None, None)
+    return _gateway(None, None)
 
 
 TABLES = {"redis": redis, "gateway": gateway}
@@ -182,15 +178,11 @@ def _bytes(what: str, size: float, entries: int) -> Row:
     return row("Redis, memory of", {"what": what, "entries": entries}, size, {}, "bytes")
 
 
-def _gateway(quick: bool, snapshot: Path | None, checkpoint: Path | None) -> list[Row]:
+def _gateway(snapshot: Path | None, checkpoint: Path | None) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="onesearch-footprint-") as folder:
-        pairs: list[tuple[Path, Path]] = []
-        if snapshot is not None and checkpoint is not None:
-            pairs = [(snapshot, checkpoint)]
-        else:
-            for items in QUICK_ITEMS if quick else ITEMS:
-                pairs.append(_shop(Path(folder) / f"shop-{items}", items))
-        return [_serving_row(*pair, Path(folder)) for pair in pairs]
+        if snapshot is None or checkpoint is None:
+            snapshot, checkpoint = demo_pair(Path(folder))
+        return [_serving_row(snapshot, checkpoint, Path(folder))]
 
 
 def _serving_row(snapshot: Path, checkpoint: Path, folder: Path) -> Row:
@@ -227,15 +219,3 @@ def _memory_mb(process: int) -> float:
 def _megabytes(folder: Path) -> float:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return float(f"{size / 1e6:.4g}")
-
-
-def _shop(folder: Path, items: int) -> tuple[Path, Path]:
-    command = ("-c", "from server.cli.main import run; run()", "demo", "--no-serve")
-    sizes = ("--items", str(items), "--training-minutes", str(TRAINING_MINUTES))
-    subprocess.run(
-        [sys.executable, *command, "--directory", str(folder), *sizes],
-        check=True,
-        stdout=sys.stderr,
-        stderr=subprocess.DEVNULL,
-    )
-    return folder / "snapshot", folder / "checkpoint"

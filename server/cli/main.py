@@ -59,6 +59,7 @@ COMMANDS = {
     "keys": Command("server.cli.keys", "app", "Make, list, replace and revoke API keys."),
     "experiment": Command("server.cli.experiment", "app", "Compare arms of an online experiment."),
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
+    "plan": Command("server.cli.plan", "plan", "Replicas, memory and Redis for a load."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),
     "doctor": Command("server.cli.doctor", "doctor", "Check this machine and say what to do."),
 }
