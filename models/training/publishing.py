@@ -1,4 +1,4 @@
-"""What follows every training stage: fit the ranking weights, measure, publish a checkpoint."""
+"""What follows every training stage: calibrate, fit the ranking weights, measure, publish."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from models.prompt import PromptBuilder
 from models.query import QueryPrompts
 from models.tokenizer import Tokenizer
 from models.training import state
+from models.training.calibration import calibrate
 from models.training.evaluate import unconstrained_valid_rate
 from models.training.parallel import gathered, this_process, wait, whole
 from models.training.personal_weights import personal_settings
@@ -50,12 +51,14 @@ def publish(
     overwrite: bool,
     seed: int,
 ) -> Checkpoint:
-    """Fit, measure, save. `settings` without ranking weights. Of several processes the first does
-    it, the others wait."""
+    """Calibrate, fit, measure, save. `settings` without ranking weights. Of several processes the
+    first does it, the others wait."""
     model = gathered(model).to("cpu")
     if not this_process().first:
         wait()
         return Checkpoint.open(path)
+    truth = _sample(relevant_rows(dataset, "validation"), seed)
+    factors = calibrate(model, tokenizer, settings, snapshot, truth, FITTING_BEAM)
     rescoring, measured = fit_rescoring(model, tokenizer, settings, dataset, snapshot, seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     saved = save_checkpoint(
@@ -63,7 +66,7 @@ def publish(
         model,
         tokenizer,
         replace(settings, rescoring=rescoring),
-        {**measured, **metrics, "parameters": parameters},
+        {**measured, **metrics, "parameters": parameters, "level_factors": list(factors)},
         overwrite=overwrite,
     )
     state.remove(state.state_path(path))
