@@ -7,14 +7,15 @@ part) or whole. The newest KEPT of each generation are kept, with when and how l
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.errors import DataError
 from server.schemas import Degradation
 
 KEPT = 16_384
@@ -58,6 +59,37 @@ class Sample:
     def rate(self) -> float:
         """Searches a second; 0 where that cannot be said."""
         return len(self) / self.span_s if self.span_s > 0 else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """As it can be kept: counts, and milliseconds of three digits with how many took them. The
+        order is lost."""
+        answered = Counter(float(f"{1000 * one:.3g}") for one in self.seconds[~self.failed])
+        return {
+            "span_s": self.span_s,
+            "failed": int(self.failed.sum()),
+            "degraded": int(self.degraded.sum()),
+            "answered_ms": sorted(answered.items()),
+        }
+
+    @classmethod
+    def of_summary(cls, kept: Mapping[str, Any]) -> Sample:
+        """From what `summary` gave. Raises DataError for anything else."""
+        try:
+            answered = kept["answered_ms"]
+            values = np.array([ms for ms, _ in answered], np.float64) / 1000
+            counts = np.array([count for _, count in answered], np.int64)
+            failed, degraded = int(kept["failed"]), int(kept["degraded"])
+            span_s = float(kept["span_s"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"no summary of searches: {error!r}") from None
+        seconds = np.repeat(values, counts)
+        place = np.arange(len(seconds) + failed)
+        return cls(
+            np.concatenate((seconds, np.zeros(failed))),
+            place < degraded,
+            place >= len(seconds),
+            span_s,
+        )
 
     @classmethod
     def of(cls, seen: Sequence[Seen], span_s: float) -> Sample:

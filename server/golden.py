@@ -8,6 +8,7 @@ find something.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,17 @@ def sampled_titles(view: CatalogueView, count: int = SAMPLED_TITLES) -> list[Gol
 async def run_golden(
     pipeline: Pipeline, generation: Generation, queries: list[GoldenQuery], floor: float
 ) -> Golden:
-    """Search them all, one after the other.
+    """Search them all, one after the other, and pause as long as each took: they come on top of
+    the searches that are being served.
 
     Raises ArtifactError that names the query for an answer that is not legal, and when fewer than
     `floor` of the queries find anything.
     """
     started, answered, itself = time.monotonic(), 0, 0
     for query in queries:
+        asked = time.monotonic()
         hits = await _search(pipeline, generation, query)
+        await asyncio.sleep(time.monotonic() - asked)
         for hit in hits:
             if wrong := illegality(generation.view, hit):
                 raise ArtifactError(f"golden query {query.text!r}: {wrong}")

@@ -21,14 +21,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
 from index.errors import ArtifactError, ConfigError, OnesearchError
 from models.registry import promotion
 from models.registry.aliases import Aliases
-from models.registry.canary import start_canary, stop_canary
-from models.registry.leases import LEASE_TTL_S
+from models.registry.canary import check_no_other, start_canary, stop_canary
 from models.registry.promotion import UNCHANGED
 from models.registry.registry import Provenance, Registry
 from server.canary import ONE_SET_OF_WEIGHTS, Challenger
@@ -41,15 +41,12 @@ from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.rollout_guard import Guard
 from server.rollout_loading import Loaded, Loading
+from server.rollout_places import Places
 from server.rollout_replacement import Replacement
 from server.rollout_retry import Retry
 from server.rollout_status import RolloutStatus
 from server.settings import Settings
 from server.start import start_pipeline
-
-KEEP_S = 600.0
-"""How long the generation before the live one stays in memory."""
-RENEW_S = LEASE_TTL_S / 3
 
 Decision = Callable[[], Aliases]
 
@@ -74,12 +71,10 @@ class Rollout:
         self._laps = Laps()
         self._loading = Loading(self.registry, pipeline, settings, log, self._laps)
         self._challenger = Challenger(self.registry, pipeline, settings, log)
-        self._live = Loaded(choice.record, pipeline.live, registered.lease)
-        self._beside: Loaded | None = None
+        live = Loaded(choice.record, pipeline.live, registered.lease)
+        self._places = Places(live, self._loading)
         self._aliases = self.registry.aliases()
         self._turn = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
-        self._renewed = time.monotonic()
         self._promotions = self._refusals = 0
         self._problem, self._retry, self._challenger_retry = "", Retry(), Retry()
         self._guard = Guard(self.registry, pipeline.figures, settings, log, self.told)
@@ -90,7 +85,11 @@ class Rollout:
     @property
     def loaded(self) -> list[Loaded]:
         """What is in memory, the live one first."""
-        return [self._live] if self._beside is None else [self._live, self._beside]
+        return self._places.loaded
+
+    @property
+    def _live(self) -> Loaded:
+        return self._places.live
 
     def status(self) -> RolloutStatus:
         """As of now; asks no disk."""
@@ -101,7 +100,7 @@ class Rollout:
             aliases[0] if aliases else "",
             self._aliases.revision,
             self._aliases.champion,
-            None if self._beside is None else self._beside.version,
+            None if self._places.beside is None else self._places.beside.version,
             self._problem,
             self._promotions,
             self._refusals,
@@ -140,13 +139,10 @@ class Rollout:
     async def promote(self, version: str, by: Provenance, expected: str | None = None) -> None:
         """Load, make it champion in the registry, serve it. `expected`: the champion that the
         decision was made on. Errors as of `load`, and what `models.registry.promotion` raises."""
-
-        def decide() -> Aliases:
-            champion = UNCHANGED if expected is None else expected
-            return promotion.promote(self.registry, version, expected=champion, verify=False, by=by)
-
+        champion = UNCHANGED if expected is None else expected
+        decide = partial(promotion.promote, self.registry, version, expected=champion, by=by)
         async with self._turn:
-            await self._switch(version, decide)
+            await self._switch(version, partial(decide, verify=False))
 
     async def roll_back(self, version: str, by: Provenance) -> None:
         """Go from `version`, the champion, back to the one before it. Errors as of `promote`."""
@@ -156,11 +152,8 @@ class Rollout:
             if state.champion != version or target is None:
                 reason = f"the champion is {state.champion or 'not set'}, previous is {target}"
                 raise promotion.AliasMoved(f"{version} cannot be rolled back: {reason}")
-
-            def decide() -> Aliases:
-                return promotion.rollback(self.registry, expected=version, verify=False, by=by)
-
-            await self._switch(target, decide)
+            decide = partial(promotion.rollback, self.registry, expected=version, by=by)
+            await self._switch(target, partial(decide, verify=False))
 
     async def canary(
         self,
@@ -169,26 +162,32 @@ class Rollout:
         experiment: str,
         by: Provenance,
         expected: str | None = None,
+        expected_challenger: str | None = None,
     ) -> None:
         """Let a generation answer a share of the users: load it, then say so in the registry.
-        Errors as of `promote`, ConfigError for a share or a name that cannot be, and where the
-        engine holds one set of weights."""
+        `expected_challenger`: whose canary this may end. Errors as of `promote`, CanaryRuns for one
+        that is not named, ConfigError for a share or a name that cannot be, and where the engine
+        holds one set of weights."""
         if not self._loading.tries_beside:
             raise ConfigError(ONE_SET_OF_WEIGHTS)
+        challenger = UNCHANGED if expected_challenger is None else expected_challenger
         async with self._turn:
+            state = await asyncio.to_thread(self.registry.aliases)
+            # Before anything gives way.
+            check_no_other(state, version, challenger)
             if version != self._live.version:
                 await self._make_way_for(version)
                 await self._ready(version)
             self._aliases = await asyncio.to_thread(
-                lambda: start_canary(
-                    self.registry,
-                    version,
-                    share,
-                    experiment=experiment,
-                    expected=UNCHANGED if expected is None else expected,
-                    verify=False,
-                    by=by,
-                )
+                start_canary,
+                self.registry,
+                version,
+                share,
+                experiment=experiment,
+                expected=UNCHANGED if expected is None else expected,
+                expected_challenger=challenger,
+                verify=False,
+                by=by,
             )
             await self._seat(self._challenger.wanted(self._aliases, self._live.version))
 
@@ -197,7 +196,7 @@ class Rollout:
         AliasMoved where it is not, NoCanary."""
         async with self._turn:
             self._aliases = await asyncio.to_thread(
-                lambda: stop_canary(self.registry, expected=version, by=by)
+                stop_canary, self.registry, expected=version, by=by
             )
             await self._seat(self._challenger.wanted(self._aliases, self._live.version))
 
@@ -206,7 +205,9 @@ class Rollout:
         may have changed them. What fails is told in `status`, and tried again later. What is served
         and clearly worse is taken back."""
         try:
-            await self._tidy()
+            if self._places.is_overdue:
+                async with self._turn:
+                    await self._places.tidy()
             await self._follow_champion()
         except Exception as error:  # noqa: BLE001  whatever it is, the live one serves on
             problem = self.told(str(error) or type(error).__name__)
@@ -223,15 +224,18 @@ class Rollout:
         if await self._guard.judge(self.roll_back):
             self._guard.remember(self._aliases.revision)
         await self._guard.judge_canary(self._challenger, self.stop_canary)
+        await self._guard.keep()
+
+    async def resume(self) -> None:
+        """Go on where a server before this one was stopped."""
+        if self._aliases.champion == self._live.version:
+            await self._guard.resume(self._live)
 
     async def close(self) -> None:
         """Release the pins. The pipeline closes what is live."""
-        for task in self._retiring:
-            task.cancel()
         if self._challenger.version is not None:
             await self._unseat()
-        await self._drop_beside()
-        await self._loading.release(self._live)
+        await self._places.close()
 
     async def _follow_champion(self) -> None:
         state = await asyncio.to_thread(self.registry.aliases)
@@ -274,17 +278,12 @@ class Rollout:
         if wanted is not None and challenger.version is None:
             loaded = await self._ready(wanted)
             generation = await challenger.come(wanted, loaded.generation, self._live.version)
-            self._beside = replace(
-                loaded, generation=generation, drained=None, kept_until=float("inf")
-            )
+            self._places.stay(loaded, generation)
         challenger.follow(self._aliases.canary)
 
     async def _unseat(self) -> None:
         """End the challenge; the generation stays in memory for a while."""
-        drained = await self._challenger.leave()
-        if self._beside is not None:
-            kept_until = time.monotonic() + KEEP_S
-            self._beside = replace(self._beside, drained=drained, kept_until=kept_until)
+        self._places.may_go(await self._challenger.leave())
 
     async def _make_way_for(self, version: str) -> None:
         """A challenger leaves when another generation is to be loaded: two are in memory."""
@@ -293,17 +292,16 @@ class Rollout:
 
     async def _ready(self, version: str) -> Loaded:
         """In memory and tried: the live one, the one beside it, or loaded now."""
-        for one in self.loaded:
-            if one.version == version:
-                return one
+        known = self._places.find(version)
+        if known is not None:
+            return known
         if self._challenger.version is not None:
             raise ArtifactError(
                 f"challenger {self._challenger.version} is in memory beside the champion, and only "
                 "two generations are; stop its canary first"
             )
         try:
-            await self._drop_beside()
-            self._beside = loaded = await self._loading.load(version, self._live)
+            loaded = await self._places.bring(version)
         except OnesearchError as error:
             self._refusals += not (isinstance(error, NotEnoughMemory) and self._replaces)
             raise
@@ -335,12 +333,8 @@ class Rollout:
                 raise
         else:
             loaded, drained, state = await self._flip(loaded, decide)
-        self._live = replace(
-            loaded, generation=self._pipeline.live, drained=None, kept_until=float("inf")
-        )
-        self._beside = None
+        self._places.succeed(loaded, self._pipeline.live, drained)
         self._promotions += 1
-        self._retire(replace(old, drained=drained, was_live=True))
         if state is not None:
             self._decided(state)
         self._guard.begin(self._live, old, before, self._aliases)
@@ -385,37 +379,8 @@ class Rollout:
 
     def _decided(self, state: Aliases) -> None:
         self._aliases, self._problem = state, ""
-
-    def _retire(self, old: Loaded) -> None:
-        """Keep the generation before the live one for a rollback, if it can be and fits."""
-        generation = old.generation
-        shares = generation.source is self._live.generation.source
-        whole = generation.runner is not None
-        if (shares or generation.catalogue is None) and whole and self._loading.has_room_for(old):
-            self._beside = replace(old, kept_until=time.monotonic() + KEEP_S)
-            return
-        ending = self._loading.end(old, self._live)
-        task = asyncio.get_running_loop().create_task(ending)
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-
-    async def _tidy(self) -> None:
-        """Let go of what was kept long enough, and renew the pins."""
-        now = time.monotonic()
-        if self._beside is not None and now >= self._beside.kept_until:
-            async with self._turn:
-                await self._drop_beside()
-        if now >= self._renewed + RENEW_S:
-            self._renewed = now
-            async with self._turn:
-                self._live = await self._loading.renew(self._live)
-                if self._beside is not None:
-                    self._beside = await self._loading.renew(self._beside)
-
-    async def _drop_beside(self) -> None:
-        beside, self._beside = self._beside, None
-        if beside is not None:
-            await self._loading.end(beside, self._live)
+        if state.unsynced:
+            self._log.warning("decision not synced", detail=self.told(state.unsynced))
 
 
 async def start_rollout(
@@ -442,7 +407,9 @@ async def start_rollout(
     own = settings_for(settings, registered.registry, choice.record)
     pipeline = await start_pipeline(own, choice.snapshot, choice.checkpoint, metrics, log, contexts)
     try:
-        return pipeline, Rollout(registered, pipeline, settings, log)
+        rollout = Rollout(registered, pipeline, settings, log)
+        await rollout.resume()
+        return pipeline, rollout
     except BaseException:
         await pipeline.close()
         raise

@@ -2,9 +2,10 @@
 
 Several servers on one registry judge for themselves, each by its own searches. The registry's
 change is made once: it names the generation that it takes back, and who comes later finds that it
-is not champion, or not in a canary, any more. What was taken back is promoted again by people only:
-a rollback is not on trial, and a server that would read an older state of the registry, because the
-newest one is damaged, does not follow it back.
+is not champion, or not in a canary, any more. A trial outlives a restart of its server: what it is
+judged by is kept in the registry. What was taken back is promoted again by people only: a rollback
+is not on trial, and a server that would read an older state of the registry, because the newest one
+is damaged, does not follow it back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import asdict
 
 from structlog.typing import FilteringBoundLogger
 
-from index.errors import ArtifactError
+from index.errors import ArtifactError, DataError
 from models.registry.aliases import Aliases
 from models.registry.canary import NoCanary
 from models.registry.process import whoami
@@ -55,6 +56,8 @@ class Guard:
         self._log = log
         self._told = told
         self._trial: Trial | None = None
+        self._unkept: tuple[int, Sample] | None = None
+        """The revision that a trial began with, and what it is judged by."""
         self._revisions: dict[str, int] = {}
         """Generation → the revision that took it back."""
         self.condemned: Condemned | None = None
@@ -83,6 +86,56 @@ class Guard:
                 self._figures,
                 self._settings,
             )
+            self._unkept = (state.revision, before)
+
+    async def keep(self) -> None:
+        """Write down what a trial that has begun is judged by, in case of a restart."""
+        unkept, self._unkept = self._unkept, None
+        if unkept is None:
+            return
+        revision, before = unkept
+
+        def write() -> None:
+            with self._registry.writing():
+                self._registry.trials.keep(revision, before.summary())
+
+        try:
+            await asyncio.to_thread(write)
+        except ArtifactError as error:
+            self._log.warning("trial not kept", detail=self._told(str(error)))
+
+    async def resume(self, live: Loaded) -> None:
+        """Go on with the trial of the champion that this server starts with, if its window has not
+        passed and what it is compared with was kept."""
+        window_s = self._settings.rollback_window_s
+        found = await asyncio.to_thread(self._kept, live.version) if window_s > 0 else None
+        if found is None:
+            return
+        state, before = found
+        left_s = min(window_s, state.when + window_s - time.time())
+        if state.previous is None or left_s <= 0:
+            return
+        self._trial = Trial.after_promotion(
+            (live.version, state.previous),
+            live.generation.parts,
+            before,
+            self._figures,
+            self._settings,
+            left_s,
+        )
+        self._log.info("trial resumed", generation=live.version, seconds_left=round(left_s, 1))
+
+    def _kept(self, version: str) -> tuple[Aliases, Sample] | None:
+        """How a champion came to be one, and what its predecessor did before. In a thread."""
+        state = self._registry.alias_history.promotion_of(version)
+        if state is None or state.what == "rollback":
+            return None
+        body = self._registry.trials.read(state.revision)
+        try:
+            return None if body is None else (state, Sample.of_summary(body))
+        except DataError as error:
+            self._log.warning("trial not resumed", detail=str(error))
+            return None
 
     async def judge(self, roll_back: Act) -> bool:
         """Roll back what is on trial and clearly worse; whether that was done, here."""

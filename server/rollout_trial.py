@@ -60,15 +60,17 @@ class Trial:
         before: Sample,
         figures: Figures,
         own: Settings,
+        window_s: float | None = None,
     ) -> Trial:
-        """Of the first of two generations, which went live just now. `before`: of the second."""
+        """Of the first of two generations, which went live just now. `before`: of the second.
+        `window_s`: what is left of it, all unless given."""
         since = time.monotonic()
         return cls(
             versions,
             lambda: (figures.since(parts, since), before),
             lambda: (figures.count(parts, since), len(before)),
             tolerance_of(own),
-            own.rollback_window_s,
+            own.rollback_window_s if window_s is None else window_s,
         )
 
     @classmethod

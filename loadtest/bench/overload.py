@@ -204,24 +204,27 @@ async def _clients(server: Server, plan: Plan) -> list[Row]:
     return table
 
 
-async def sustainable_rate(at: Callable[[float, float], Awaitable[Tally]], plan: Plan) -> float:
+async def sustainable_rate(
+    at: Callable[[float, float], Awaitable[Tally]], plan: Plan, refused_share: float = REFUSED_SHARE
+) -> float:
     """Doubles until it is too much, then halves the gap; requests per second."""
     low, high = WARM_UP_RATE / 2, WARM_UP_RATE
-    while high < MAX_RATE and _holds(await at(high, plan.search_s)):
+    while high < MAX_RATE and _holds(await at(high, plan.search_s), refused_share):
         low, high = high, 2 * high
     for _ in range(plan.steps):
         middle = math.sqrt(low * high)
-        if _holds(await at(middle, plan.search_s)):
+        if _holds(await at(middle, plan.search_s), refused_share):
             low = middle
         else:
             high = middle
     return low
 
 
-def _holds(tally: Tally) -> bool:
-    """Whether a load was carried. A single refusal in a short run is no sign of more."""
+def _holds(tally: Tally, refused_share: float = REFUSED_SHARE) -> bool:
+    """Whether a load was carried. A single refusal in a short run is no sign of more, unless none
+    is to be."""
     refused = tally.offered - tally.outcomes["200"]
-    allowed = max(1.0, REFUSED_SHARE * tally.offered)
+    allowed = max(1.0, refused_share * tally.offered) if refused_share else 0.0
     return refused <= allowed and tally.percentile(0.99) <= BOUND_S
 
 

@@ -1,31 +1,22 @@
 """Generations swapped and rolled back while searches go on at 80 % of the sustainable load.
 
 A server follows a registry of three generations (`loadtest.bench.swap_stock`). First each is live
-for a moment, and its answers to all queries are kept. Then the load starts, and the admin API
-promotes and rolls back, in turns that visit every pair: other weights, another snapshot, and back.
-Every answer is checked against the generation that it names.
+for a moment, and its answers to all queries are kept. Then the sustainable load is found: the
+largest at which all are answered, none refused, 99 % of them within a quarter of a second. At 80 %
+of it the admin API promotes and rolls back, in turns that visit every pair: other weights, another
+snapshot, and back. Every answer is checked against the generation that it names.
 
 Tables: `native`, ten minutes with 20 promotions and 5 rollbacks; `vllm`, 5 swaps of the weights in
-an engine that holds one set of them (only where vLLM is installed). Rows:
-
-latency   p99 of the answers that were due from the beginning of a swap until SETTLED_S after its
-          end, beside p99 of all others
-answers   how many were refused, lost, degraded, or not of one generation
-swaps     disk to live: milliseconds of promotions of what was not in memory, and in its parts; what
-          was still in memory beside it
-memory    growth of the server and its children, megabytes a swap, by least squares over the swaps
-          after the first round
+an engine that holds one set of them (only where vLLM is installed). What their rows say is told in
+`loadtest.bench.swap_record`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,19 +38,18 @@ from loadtest.bench.overload import (
     sustainable_rate,
 )
 from loadtest.bench.overload import Plan as SearchPlan
-from loadtest.bench.report import Row, row
+from loadtest.bench.report import Row
+from loadtest.bench.swap_record import ENDED_WELL, ROUND, Record, Swap, table_of
 from loadtest.bench.swap_stock import Judge, Stock, make_stock
 
 LOAD = 0.8
 QUERIES = 60
 LIMIT = 10
-SETTLED_S = 1.0
-ROUND = 5
-"""Four promotions, then a rollback."""
 ADMIN_TIMEOUT_S = 120.0
-VLLM_START_SETTINGS = {"ONESEARCH_ENGINE": "vllm"}
-ENDED_WELL = frozenset({"200", "degraded"})
-SHOWN_FAULTS = 3
+SEARCH = QUICK._replace(search_s=5.0)
+"""Longer than a crowd that the server lets in for a moment."""
+REFUSED_SHARE = 0.0
+"""At the load that is called sustainable."""
 
 
 class Plan(NamedTuple):
@@ -71,53 +61,11 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    ("native", False): Plan(600.0, 25, QUICK),
-    ("native", True): Plan(40.0, 5, QUICK),
-    ("vllm", False): Plan(120.0, 5, QUICK),
-    ("vllm", True): Plan(60.0, 5, QUICK),
+    ("native", False): Plan(600.0, 25, SEARCH),
+    ("native", True): Plan(40.0, 5, SEARCH),
+    ("vllm", False): Plan(120.0, 5, SEARCH),
+    ("vllm", True): Plan(60.0, 5, SEARCH),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """One change of the champion. Instants are `time.perf_counter` seconds; `from_disk`: it was not
-    in memory; `parts`: milliseconds as the server told them; `memory_mb`: before it."""
-
-    kind: str
-    begun: float
-    ended: float
-    from_disk: bool
-    parts: dict[str, float]
-    memory_mb: float
-
-
-@dataclass(slots=True)
-class Record:
-    """What was seen of a run."""
-
-    swaps: list[Swap] = field(default_factory=list[Swap])
-    latencies: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
-    """Due instant and seconds of every answer."""
-    outcomes: Counter[str] = field(default_factory=Counter[str])
-    failed: list[float] = field(default_factory=list[float])
-    """Due instants of what was refused or lost."""
-    faults: list[str] = field(default_factory=list[str])
-    answered_by: Counter[str] = field(default_factory=Counter[str])
-
-    def during(self) -> tuple[list[float], list[float]]:
-        """Latencies of answers that were due during a swap, and of the others."""
-        inside: list[float] = []
-        outside: list[float] = []
-        for due, latency in self.latencies:
-            (inside if self._is_near(due) else outside).append(latency)
-        return inside, outside
-
-    def failed_during(self) -> int:
-        """Refused or lost, and due during a swap."""
-        return sum(map(self._is_near, self.failed))
-
-    def _is_near(self, due: float) -> bool:
-        return any(one.begun <= due <= one.ended + SETTLED_S for one in self.swaps)
 
 
 def rows(
@@ -165,7 +113,7 @@ def _run(engine: str, quick: bool, snapshot: Path | None, checkpoint: Path | Non
         with running([], folder, settings) as (port, process):
             queries = queries_of(snapshot)[:QUERIES]
             record, rate = in_loop(_measure(port, process, stock, queries, plan))
-    return _rows(engine, plan, rate, record)
+    return table_of(engine, rate, record)
 
 
 async def _measure(
@@ -193,7 +141,7 @@ async def _measure(
         async def at(rate: float, seconds: float) -> Tally:
             return await offer(port, every, rate=rate, seconds=seconds, random=random)
 
-        rate = LOAD * await sustainable_rate(at, plan.search)
+        rate = LOAD * await sustainable_rate(at, plan.search, REFUSED_SHARE)
         record = Record()
         seen = _watcher(record, judge)
         async with asyncio.TaskGroup() as group:
@@ -301,102 +249,3 @@ def _memory_mb(process: int) -> float:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return total
-
-
-def _rows(engine: str, plan: Plan, rate: float, record: Record) -> list[Row]:
-    setting = {"engine": engine, "requests/s": round(rate), "swaps": len(record.swaps)}
-    inside, outside = record.during()
-    total, ended_well = record.outcomes.total(), sum(map(record.outcomes.get, ENDED_WELL, [0, 0]))
-    table = [
-        row(
-            "p99 of answers during swaps",
-            setting,
-            _p99_ms(inside),
-            {"outside of swaps": _p99_ms(outside)},
-            "ms",
-            p50_ms=[_quantile_ms(inside, 0.5), _quantile_ms(outside, 0.5)],
-            slowest_ms=[_quantile_ms(inside, 1.0), _quantile_ms(outside, 1.0)],
-            samples=[len(inside), len(outside)],
-        ),
-        row(
-            "answers refused or lost",
-            setting,
-            float(total - ended_well),
-            {},
-            "of all",
-            offered=total,
-            outcomes=dict(record.outcomes),
-            during_swaps=record.failed_during(),
-        ),
-        row(
-            "answers of mixed generations",
-            setting,
-            float(len(record.faults)),
-            {},
-            "of all",
-            checked=len(record.latencies),
-            by_model=dict(record.answered_by),
-            faults=record.faults[:SHOWN_FAULTS],
-        ),
-    ]
-    for from_disk, what in ((True, "disk to live"), (False, "in memory to live")):
-        chosen = [one for one in record.swaps if one.from_disk == from_disk]
-        if chosen:
-            table.append(
-                row(
-                    what,
-                    setting | {"swaps": len(chosen)},
-                    [(one.ended - one.begun) * 1000 for one in chosen],
-                    {},
-                    "ms",
-                    parts_ms=_median_parts(chosen),
-                    slowest_ms=_rounded(max(one.ended - one.begun for one in chosen) * 1000),
-                )
-            )
-    settled = [one.memory_mb for one in record.swaps[ROUND:]] or [0.0]
-    slope, half = _slope(settled)
-    table.append(
-        row(
-            "growth of memory",
-            setting,
-            slope,
-            {},
-            "MB/swap",
-            ci95=[_rounded(slope - half), _rounded(slope + half)],
-            memory_mb=[round(one.memory_mb) for one in record.swaps],
-        )
-    )
-    return table
-
-
-def _median_parts(swaps: Sequence[Swap]) -> dict[str, float]:
-    names = list(dict.fromkeys(name for one in swaps for name in one.parts))
-    return {
-        name: _rounded(float(np.median([one.parts[name] for one in swaps if name in one.parts])))
-        for name in names
-    }
-
-
-def _p99_ms(seconds: Sequence[float]) -> float:
-    return _quantile_ms(seconds, 0.99)
-
-
-def _quantile_ms(seconds: Sequence[float], share: float) -> float:
-    return _rounded(float(np.quantile(seconds, share)) * 1000) if seconds else math.nan
-
-
-def _slope(values: Sequence[float]) -> tuple[float, float]:
-    """Least squares over 0, 1, 2 …; the slope and half of its 95 % interval (normal errors)."""
-    count = len(values)
-    if count < 3:
-        return 0.0, math.inf
-    place = np.arange(count) - (count - 1) / 2
-    spread = float((place**2).sum())
-    centred = np.asarray(values) - np.mean(values)
-    slope = float((place * centred).sum()) / spread
-    error = math.sqrt(float(((centred - slope * place) ** 2).sum()) / (count - 2) / spread)
-    return slope, 1.96 * error
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}") if math.isfinite(value) else value

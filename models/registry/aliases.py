@@ -20,8 +20,9 @@ from typing import Any, Literal, cast
 
 import orjson
 
+from index import artifact
 from index.errors import ArtifactError
-from models.registry.durable import write_durably
+from models.registry.durable import sync
 
 Alias = Literal["champion", "challenger", "previous"]
 ALIASES: tuple[Alias, ...] = ("champion", "challenger", "previous")
@@ -42,7 +43,8 @@ class Canary:
 class Aliases:
     """One state, and the change that led to it. Revision 0 is the state before the first change.
 
-    `when` is Unix time. `damaged` names files that were passed over to find this state.
+    `when` is Unix time. `damaged` names files that were passed over to find this state; `unsynced`
+    says why a change that holds may not outlive a power cut. Neither is stored.
     """
 
     revision: int = 0
@@ -55,6 +57,7 @@ class Aliases:
     why: str = ""
     when: float = 0.0
     damaged: tuple[str, ...] = ()
+    unsynced: str = ""
 
     def named(self) -> dict[Alias, str]:
         """The aliases that are given, in the order of ALIASES."""
@@ -70,7 +73,7 @@ class Aliases:
         return [alias for alias, named in self.named().items() if named == generation]
 
 
-_BODY = frozenset(one.name for one in fields(Aliases)) - {"damaged"}
+_BODY = frozenset(one.name for one in fields(Aliases)) - {"damaged", "unsynced"}
 
 
 class AliasHistory:
@@ -99,16 +102,21 @@ class AliasHistory:
         return Aliases()
 
     def append(self, state: Aliases) -> Aliases:
-        """Make a state the current one; returns it with its revision."""
+        """Make a state the current one; returns it with its revision. An OSError means that it is
+        not: what fails after every reader has it is told in `unsynced`."""
         newest = max(self.revisions(), default=0)
-        state = replace(state, revision=newest + 1, damaged=())
+        state = replace(state, revision=newest + 1, damaged=(), unsynced="")
         body = {name: value for name, value in asdict(state).items() if name in _BODY}
         if state.canary is None:
             del body["canary"]
         self._directory.mkdir(parents=True, exist_ok=True)
-        write_durably(
-            self._path(state.revision), orjson.dumps({"body": body, "sha256": _sum(body)})
-        )
+        path = self._path(state.revision)
+        artifact.write_file(path, orjson.dumps({"body": body, "sha256": _sum(body)}))
+        try:
+            sync(self._directory)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return replace(state, unsynced=f"{self._directory} could not be synced: {reason}")
         return state
 
     def revisions(self) -> list[int]:
@@ -143,6 +151,19 @@ class AliasHistory:
                 except (ArtifactError, FileNotFoundError):
                     continue
         return states
+
+    def promotion_of(self, champion: str) -> Aliases | None:
+        """The change that made the champion what it is, if it is this one and that is kept."""
+        found: Aliases | None = None
+        for revision in reversed(self.revisions()):
+            try:
+                state = self.read(revision)
+            except (ArtifactError, FileNotFoundError):
+                continue
+            if state.champion != champion:
+                return found
+            found = state
+        return None
 
     def damaged(self) -> list[str]:
         """What is wrong with which file."""

@@ -22,6 +22,10 @@ class NoCanary(ArtifactError):
     """There is none that could be stopped."""
 
 
+class CanaryRuns(ArtifactError):
+    """Another generation's canary, which a new one would end."""
+
+
 def start_canary(
     registry: Registry,
     version: str,
@@ -29,6 +33,7 @@ def start_canary(
     *,
     experiment: str = "",
     expected: str | Unchanged | None = UNCHANGED,
+    expected_challenger: str | Unchanged | None = UNCHANGED,
     verify: bool = True,
     by: Provenance | None = None,
 ) -> Aliases:
@@ -37,8 +42,9 @@ def start_canary(
 
     `experiment`: unless given, the running canary's name, else one made of the version. With the
     same name, units stay in the arm when the share grows. `expected`: the champion that the
-    decision was made on. Raises ConfigError for a share outside of (0, 1), a name that cannot be
-    used, and the champion; else errors as of `promotion.promote`.
+    decision was made on; `expected_challenger`: the challenger, which has to be named where this
+    ends its canary. Raises CanaryRuns where it is not, ConfigError for a share outside of (0, 1), a
+    name that cannot be used, and the champion; else errors as of `promotion.promote`.
     """
     if not (math.isfinite(share) and 0 < share < 1):
         raise ConfigError(f"the share is {share:g}; it must be above 0 and below 1")
@@ -52,6 +58,7 @@ def start_canary(
 
     def change(state: Aliases) -> Aliases:
         check_expected(state, expected)
+        check_no_other(state, version, expected_challenger)
         if state.champion is None:
             raise ConfigError("there is no champion; a canary is a share beside one")
         if version == state.champion:
@@ -64,6 +71,21 @@ def start_canary(
         return replace(state, challenger=version, canary=canary)
 
     return change_aliases(registry, "canary", change, version, by)
+
+
+def check_no_other(
+    state: Aliases, version: str, expected_challenger: str | Unchanged | None
+) -> None:
+    """Raises CanaryRuns where another generation has a canary and is not named, AliasMoved where
+    the challenger is another than the one that is."""
+    check_expected(state, expected_challenger, "challenger")
+    if state.canary is None or state.challenger == version:
+        return
+    if isinstance(expected_challenger, Unchanged):
+        raise CanaryRuns(
+            f"the canary of {state.challenger} ({state.canary.experiment}) would end; stop it "
+            "first, or name it as the expected challenger"
+        )
 
 
 def stop_canary(

@@ -6,6 +6,7 @@ snapshots/VERSION/ checkpoints/…     the parts, each stored once        models
 generations/VERSION/                 pairs of them                      models/registry/record.py
 aliases/NUMBER.json                  champion, challenger, previous     models/registry/aliases.py
 leases/…json                         what processes use                 models/registry/leases.py
+trials/NUMBER.json                   what champions are judged by       models/registry/trials.py
 events.jsonl                         who, what, when, why               models/registry/events.py
 work/  lock                          unfinished work; one writer at a time
 ```
@@ -36,6 +37,7 @@ from models.registry.lock import LOCK_WAIT_S, locked
 from models.registry.process import whoami
 from models.registry.record import GenerationRecord, Pairing, read_record
 from models.registry.store import Store
+from models.registry.trials import Trials
 
 if TYPE_CHECKING:
     from models.registry.pairing import Fitting
@@ -83,6 +85,7 @@ class Registry:
         self.generations = self.path / "generations"
         self.alias_history = AliasHistory(self.path / "aliases")
         self.lease_files = Leases(self.path / "leases")
+        self.trials = Trials(self.path / "trials")
         self.log = EventLog(self.path / "events.jsonl")
 
     # Reading

@@ -130,7 +130,7 @@ def collect(
         # All that writes here holds the lock that we hold: hidden names are leftovers.
         for leftover in registry.generations.glob(".*"):
             remove_durably(leftover, registry.work)
-        for folder in ("aliases", "leases"):
+        for folder in ("aliases", "leases", "trials"):
             for leftover in (registry.path / folder).glob(".*"):
                 leftover.unlink(missing_ok=True)
         clear_work(registry.work)

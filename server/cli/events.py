@@ -109,6 +109,8 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Delete from Redis what a user did and was shown. Exported files are yours to clean."""
+    if not user_id.strip():
+        raise ConfigError("USER_ID is empty; name the user as searches and events do")
 
     async def work(redis: RedisConnection, keys: Keys) -> dict[str, int]:
         from server.events.log import forget as forget_user

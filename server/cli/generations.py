@@ -5,8 +5,6 @@ A generation is named by `champion`, `challenger`, `previous`, its version, or t
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,14 +15,20 @@ from rich.table import Table
 
 from index.errors import ConfigError
 from models.registry import promotion, publication
-from models.registry.aliases import Aliases
 from models.registry.canary import start_canary, stop_canary
 from models.registry.promotion import UNCHANGED
-from models.registry.record import GenerationRecord
 from models.registry.registry import DEFAULT_REGISTRY, Provenance, Registry
 from models.registry.retention import KEPT_GENERATIONS, MIN_AGE_S, Retention
 from models.registry.retention import collect as collect_garbage
 from server.cli.announcement import announce
+from server.cli.generation_facts import (
+    alias_facts,
+    event_line,
+    moment,
+    row_of,
+    tell,
+    tell_aliases,
+)
 from server.settings import DEFAULT_CHAMPION, ENVIRONMENT_PREFIX
 
 REGISTRY_VARIABLE = f"{ENVIRONMENT_PREFIX}REGISTRY"
@@ -58,18 +62,18 @@ def list_generations(registry: Folder = DEFAULT_REGISTRY, as_json: Json = False)
     opened = _existing(registry)
     records, damaged = opened.records()
     aliases, leases = opened.aliases(), opened.leases()
-    rows = [_row(record, aliases) for record in records]
+    rows = [row_of(record, aliases) for record in records]
     for row in rows:
         row["pins"] = sum(lease.generation == row["version"] for lease in leases)
     if as_json:
-        _tell({"aliases": _alias_facts(aliases), "generations": rows, "damaged": damaged})
+        tell({"aliases": alias_facts(aliases), "generations": rows, "damaged": damaged})
         return
     table = Table("generation", "aliases", "created", "snapshot", "checkpoint", "items", "pins", "")
     for row in rows:
         table.add_row(
             row["version"],
             ", ".join(row["aliases"]),
-            _moment(row["created"]),
+            moment(row["created"]),
             row["snapshot"],
             row["checkpoint"],
             f"{row['lineage'].get('counts', {}).get('items', 0):,}",
@@ -91,7 +95,7 @@ def show(
     version = opened.resolve(name)
     record = opened.record(version)
     snapshot, checkpoint = opened.paths(record)
-    facts: dict[str, Any] = _row(record, opened.aliases()) | {
+    facts: dict[str, Any] = row_of(record, opened.aliases()) | {
         "snapshot_path": str(snapshot),
         "checkpoint_path": str(checkpoint),
         "pins": [
@@ -102,14 +106,14 @@ def show(
         "events": [event for event in opened.events() if version in event.values()],
     }
     if as_json:
-        _tell(facts)
+        tell(facts)
         return
     for key, value in facts.items():
         if key == "events":
             for event in value[-EVENTS_SHOWN:]:
-                typer.echo(f"event: {_event_line(event)}")
+                typer.echo(f"event: {event_line(event)}")
         elif key == "created":
-            typer.echo(f"created: {_moment(value)}")
+            typer.echo(f"created: {moment(value)}")
         else:
             shown = value if isinstance(value, str) else orjson.dumps(value).decode()
             typer.echo(f"{key}: {shown}")
@@ -152,7 +156,7 @@ def publish(
     facts = {"new": done.is_new, "notes": list(done.notes), **done.record.to_json()}
     facts["aliases"] = opened.aliases().of(version)
     if as_json:
-        _tell(facts)
+        tell(facts)
         return
     state = "published" if done.is_new else "was published before"
     named = f" ({', '.join(facts['aliases'])})" if facts["aliases"] else ""
@@ -174,7 +178,7 @@ def promote(
     opened = _existing(registry)
     version = opened.resolve(name)
     expected = _expected(opened, expect)
-    _tell_aliases(
+    tell_aliases(
         promotion.promote(opened, version, expected=expected, by=Provenance(who, why)), as_json
     )
 
@@ -190,7 +194,7 @@ def challenge(
     """Verify a generation and make it challenger."""
     opened = _existing(registry)
     version = None if name == "none" else opened.resolve(name)
-    _tell_aliases(promotion.challenge(opened, version, by=Provenance(who, why)), as_json)
+    tell_aliases(promotion.challenge(opened, version, by=Provenance(who, why)), as_json)
 
 
 @app.command("canary")
@@ -205,6 +209,13 @@ def canary(
         str, typer.Option(help="Its name, which decides who is in it; made up unless given.")
     ] = "",
     expect: Expect = None,
+    expect_challenger: Annotated[
+        str | None,
+        typer.Option(
+            "--expect-challenger",
+            help="Refuse if another generation is challenger; names the one whose canary may end.",
+        ),
+    ] = None,
     who: Who = "",
     why: Why = "",
     registry: Folder = DEFAULT_REGISTRY,
@@ -214,15 +225,22 @@ def canary(
     ends it."""
     opened, by = _existing(registry), Provenance(who, why)
     if name == "stop":
-        if share is not None or experiment or expect is not None:
+        if share is not None or experiment or (expect, expect_challenger) != (None, None):
             raise ConfigError("canary stop takes neither --share, --experiment nor expectations")
-        _tell_aliases(stop_canary(opened, by=by), as_json)
+        tell_aliases(stop_canary(opened, by=by), as_json)
         return
     if share is None:
         raise ConfigError("--share is missing: which part of the users, such as 0.05")
-    version, expected = opened.resolve(name), _expected(opened, expect)
-    state = start_canary(opened, version, share, experiment=experiment, expected=expected, by=by)
-    _tell_aliases(state, as_json)
+    state = start_canary(
+        opened,
+        opened.resolve(name),
+        share,
+        experiment=experiment,
+        expected=_expected(opened, expect),
+        expected_challenger=_expected(opened, expect_challenger),
+        by=by,
+    )
+    tell_aliases(state, as_json)
 
 
 @app.command("rollback")
@@ -236,7 +254,7 @@ def rollback(
     """Make the previous champion champion again; the two change places."""
     opened = _existing(registry)
     expected = _expected(opened, expect)
-    _tell_aliases(promotion.rollback(opened, expected=expected, by=Provenance(who, why)), as_json)
+    tell_aliases(promotion.rollback(opened, expected=expected, by=Provenance(who, why)), as_json)
 
 
 @app.command("verify")
@@ -257,7 +275,7 @@ def verify(
     aliases = opened.problems_of_aliases() if name is None else []
     sound = not aliases and not any(found.values())
     if as_json:
-        _tell({"ok": sound, "generations": found, "aliases": aliases})
+        tell({"ok": sound, "generations": found, "aliases": aliases})
     else:
         for version, problems in found.items():
             for problem in problems:
@@ -290,7 +308,7 @@ def collect(
         _existing(registry), retention, dry_run=dry_run, by=Provenance(who, why)
     )
     if as_json:
-        _tell(
+        tell(
             {
                 "dry_run": dry_run,
                 "removed": {
@@ -326,10 +344,10 @@ def events(
     """What happened, who did it, and why; oldest first."""
     found = _existing(registry).events()[-last:]
     if as_json:
-        _tell({"events": found})
+        tell({"events": found})
         return
     for event in found:
-        typer.echo(_event_line(event))
+        typer.echo(event_line(event))
 
 
 def _existing(folder: Path) -> Registry:
@@ -359,53 +377,3 @@ def _expected(opened: Registry, expect: str | None) -> Any:
     if expect is None:
         return UNCHANGED
     return None if expect == "none" else opened.resolve(expect)
-
-
-def _row(record: GenerationRecord, aliases: Aliases) -> dict[str, Any]:
-    return record.to_json() | {"aliases": aliases.of(record.version)}
-
-
-def _alias_facts(state: Aliases) -> dict[str, Any]:
-    return {
-        "revision": state.revision,
-        "champion": state.champion,
-        "challenger": state.challenger,
-        "previous": state.previous,
-        "canary": None if state.canary is None else asdict(state.canary),
-        "what": state.what,
-        "who": state.who,
-        "why": state.why,
-        "when": state.when,
-        "damaged": list(state.damaged),
-    }
-
-
-def _tell_aliases(state: Aliases, as_json: bool) -> None:
-    announce(state)
-    if as_json:
-        _tell(_alias_facts(state))
-        return
-    for alias, version in state.named().items():
-        typer.echo(f"{alias}: {version}")
-    if state.canary is not None:
-        typer.echo(f"canary: {state.canary.share:g} of the users, {state.canary.experiment}")
-
-
-def _event_line(event: dict[str, Any]) -> str:
-    named = ", ".join(
-        f"{key} {value}"
-        for key, value in event.items()
-        if key not in ("time", "what", "who", "why") and value is not None
-    )
-    why = f": {event['why']}" if event.get("why") else ""
-    when = _moment(float(event.get("time", 0)))
-    return f"{when} {event.get('what')} {named} by {event.get('who')}{why}"
-
-
-def _moment(seconds: float) -> str:
-    """Unix time for a person, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _tell(facts: dict[str, Any]) -> None:
-    typer.echo(orjson.dumps(facts).decode())

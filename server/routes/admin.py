@@ -59,6 +59,11 @@ class CanaryDecision(Decision):
         max_length=MAX_NAME_CHARACTERS,
         description="that of the running canary, or one made of the version, unless given",
     )
+    expected_challenger: Identifier | None = Field(
+        None,
+        description="refuse if another generation is challenger; names the one whose canary this "
+        "may end",
+    )
 
 
 class GoldenFacts(BaseModel):
@@ -242,11 +247,13 @@ async def canary(
     """Load it if it is not loaded, make it challenger, give it its share, here and everywhere."""
     rollout = _rollout_of(request)
     with _problems(rollout):
-        found, expected = await _resolved(rollout, version), body.expected_champion
-        if expected is not None:
-            expected = await _resolved(rollout, expected)
+        found = await _resolved(rollout, version)
+        champion, challenger = [
+            None if name is None else await _resolved(rollout, name)
+            for name in (body.expected_champion, body.expected_challenger)
+        ]
         by = body.provenance()
-        await rollout.canary(found, body.share, body.experiment, by, expected)
+        await rollout.canary(found, body.share, body.experiment, by, champion, challenger)
     return _facts(rollout)
 
 

@@ -121,6 +121,25 @@ def test_a_promotion_of_the_challenger_ends_the_canary(published: Any, follow: F
     assert search(client, "u1")["arm"] is None
 
 
+def test_a_second_canary_takes_the_place_of_the_first_only_by_name(published: Any, follow: Follow):
+    client, registry = follow(), published.registry
+    assert ask(client, published.second, "canary", share=0.5).status_code == 200
+    running = registry.aliases()
+    refused = ask(client, published.foreign, "canary", share=0.5)
+    assert [refused.status_code, refused.json()["type"]] == [409, "/problems/generation-refused"]
+    assert f"the canary of {published.second}" in refused.json()["detail"]
+    wrong = ask(
+        client, published.foreign, "canary", share=0.5, expected_challenger=published.foreign
+    )
+    assert [wrong.status_code, wrong.json()["type"]] == [409, "/problems/champion-moved"]
+    assert registry.aliases() == running
+    assert canary_of(client)["served"]
+    assert set(arms(client).values()) == {"champion", "challenger"}
+    taken = ask(client, published.foreign, "canary", share=0.5, expected_challenger="challenger")
+    assert taken.json()["live"]["canary"]["generation"] == published.foreign
+    assert registry.aliases().challenger == published.foreign
+
+
 def test_where_the_challenger_cannot_be_loaded_everybody_gets_the_champion(
     published: Any, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,6 +1,9 @@
+import numpy as np
+import orjson
 import pytest
 
-from server.figures import GENERATIONS_KEPT, KEPT, Figures, outcome_of
+from index.errors import DataError
+from server.figures import GENERATIONS_KEPT, KEPT, Figures, Sample, Seen, outcome_of
 
 A, B = ("m1", "s1"), ("m2", "s1")
 
@@ -63,3 +66,25 @@ def test_what_is_kept_is_bounded(clock: Clock):
 def test_what_says_nothing_of_the_generation_is_whole():
     assert outcome_of([]) == outcome_of(["keywords_unavailable", "engine_replaced"]) == "whole"
     assert outcome_of(["engine_deadline"]) == "degraded"
+
+
+def test_a_summary_keeps_what_is_compared():
+    random = np.random.default_rng(0)
+    seen = [
+        Seen(0.0, float(random.gamma(2, 0.02)), outcome, None)
+        for outcome in ["whole"] * 90 + ["degraded"] * 7 + ["failed"] * 3
+    ]
+    sample = Sample.of(seen, 12.5)
+    again = Sample.of_summary(orjson.loads(orjson.dumps(sample.summary())))
+    assert [len(again), again.rate] == [len(sample), sample.rate]
+    assert [again.failed.sum(), again.degraded.sum()] == [3, 7]
+    kept = np.sort(again.seconds[~again.failed])
+    assert kept == pytest.approx(np.sort(sample.seconds[~sample.failed]), rel=0.005)
+    nothing = Sample.of_summary(Sample.of([], 0.0).summary())
+    assert [len(nothing), nothing.rate] == [0, 0.0]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"answered_ms": 3}, {"answered_ms": [["x", 1]]}])
+def test_what_is_no_summary_is_refused(wrong: dict[str, object]):
+    with pytest.raises(DataError, match="no summary"):
+        Sample.of_summary(wrong)

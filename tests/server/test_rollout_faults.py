@@ -1,5 +1,6 @@
 """What is damaged, does not fit or is cut off: the champion serves on, whole, and says why."""
 
+import errno
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from index import artifact
+from models.registry.promotion import promote
 from models.registry.record import GenerationRecord, Pairing, write_record
 
 SCRIPT = Path(__file__).with_name("interrupted_server.py")
@@ -223,8 +225,27 @@ def test_a_full_disk_at_any_step_of_a_promotion_leaves_the_champion_serving(
         assert "No space left on device" in one["told"]
     for one in told:
         check_whole(published, one["after"], truth)
-    # Only where the new state was there and could not be synced is it served all the same.
+    # A refusal is true: what could not be synced after everybody can read it is not refused.
     served = [one["after"]["generation"]["version"] for one in told]
-    assert served == sorted(served, key=[published.first, published.second].index)
-    assert served.count(published.first) > 2
-    assert last["after"]["generation"]["version"] == published.second
+    assert served == [published.first] * len(refused) + [published.second]
+    assert last["status"] == 200
+
+
+def test_a_decision_that_could_not_be_synced_is_answered_as_it_is(
+    published: Any, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+):
+    client = follow()
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("models.registry.aliases.sync", full)
+    promoted = client.post(f"/admin/generations/{published.second}:promote", json={})
+    assert [promoted.status_code, promoted.json()["live"]["version"]] == [200, published.second]
+    assert published.registry.aliases().champion == published.second
+    state = promote(published.registry, published.first)
+    assert [state.champion, "No space left" in state.unsynced] == [published.first, True]
+    # It is of this change only.
+    monkeypatch.undo()
+    assert published.registry.aliases().unsynced == ""
+    assert promote(published.registry, published.second).unsynced == ""

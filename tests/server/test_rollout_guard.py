@@ -1,5 +1,6 @@
 """What serves clearly worse is taken back, once, and stays so."""
 
+import asyncio
 import io
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from models.registry import promotion
 from models.registry.aliases import Aliases
 from models.registry.canary import start_canary
-from server.figures import Figures
+from server.figures import Figures, Sample, Seen
 from server.logs import make_logger
 from server.pipeline import Pipeline
 from server.rollout_guard import Guard
@@ -156,6 +157,48 @@ def test_a_trial_goes_on_when_the_catalogue_is_compacted(published: Any):
     assert guard.trial is not None
     assert [guard.trial.generation, guard.trial.against] == ["g3", "g1"]
     begin(old, compacted, "rollback", "g3")
+    assert guard.trial is None
+
+
+def test_a_server_that_is_started_again_goes_on_judging(
+    published: Any, follow: Callable[..., httpx.Client], spoil: Spoil
+):
+    registry, client = published.registry, follow(**OWN)
+    assert set(searches(client, 100)) == {200}
+    path = f"/admin/generations/{published.second}:promote"
+    assert client.post(path, json={}).status_code == 200
+    revision = registry.aliases().revision
+    until_searched([client], lambda: registry.trials.read(revision) is not None, 1)
+    again = follow(**OWN)
+    [trial] = again.get("/admin/generations").json()["trials"]
+    assert [trial["generation"], trial["against"]] == [published.second, published.first]
+    assert trial["before"] == 100
+    assert 0 < trial["seconds_left"] < 300
+    spoil(published.second, fail)
+    until_searched([again], lambda: registry.aliases().champion == published.first)
+    done = [event["what"] for event in registry.events()][-2:]
+    assert done == ["rollback", "verdict"]
+    # What a rollback led to is not on trial, nor what was promoted long ago, or without figures.
+    assert follow(**OWN).get("/admin/generations").json()["trials"] == []
+    promotion.promote(registry, published.second)
+    assert follow(**OWN).get("/admin/generations").json()["trials"] == []
+
+
+def test_a_trial_whose_window_has_passed_is_not_resumed(published: Any):
+    registry = published.registry
+    state = promotion.promote(registry, published.second)
+    before = Sample.of([Seen(0.0, 0.01, "whole", None)] * 50, 10.0)
+    registry.trials.keep(state.revision, before.summary())
+    live = SimpleNamespace(version=published.second, generation=SimpleNamespace(parts=("m", "s")))
+    log = make_logger("error", io.StringIO())
+    for window_s, resumed in ((300, True), (1e-6, False), (0, False)):
+        settings = Settings(**(OWN | {"rollback_window_s": window_s}))
+        guard = Guard(registry, Figures(), settings, log, str)
+        asyncio.run(guard.resume(live))  # type: ignore[arg-type]
+        assert (guard.trial is not None) == resumed
+    (registry.path / "trials" / f"{state.revision:08d}.json").write_bytes(b'{"span_s": 1}')
+    guard = Guard(registry, Figures(), Settings(**OWN), log, str)
+    asyncio.run(guard.resume(live))  # type: ignore[arg-type]
     assert guard.trial is None
 
 

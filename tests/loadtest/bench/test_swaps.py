@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loadtest.bench import swaps
+from loadtest.bench.swap_record import Record, Swap, slope_of, table_of
 from loadtest.bench.swap_stock import Judge, Stock
-from loadtest.bench.swaps import Plan, Record, Swap
 
 
 def answer(model: str, index: str, hits: list[tuple[str, str, float]], **other: Any) -> Any:
@@ -59,10 +59,10 @@ def test_answers_count_to_a_swap_until_it_has_settled():
 
 
 def test_growth_has_an_interval():
-    slope, half = swaps._slope([1.0, 2.0, 3.0, 4.0])
+    slope, half = slope_of([1.0, 2.0, 3.0, 4.0])
     assert slope == pytest.approx(1)
     assert half == pytest.approx(0)
-    assert swaps._slope([5.0, 5.0]) == (0.0, math.inf)
+    assert slope_of([5.0, 5.0]) == (0.0, math.inf)
 
 
 def test_every_pair_is_visited_and_the_target_is_never_the_champion():
@@ -81,7 +81,7 @@ def test_rows_tell_what_was_not_whole():
     record.outcomes.update({"200": 7, "503": 2, "degraded": 1})
     record.failed = [1.2, 9.0]
     record.faults.append("mixed")
-    table = swaps._rows("native", Plan(1.0, 9, swaps.QUICK), 10.0, record)
+    table = table_of("native", 10.0, record)
     rows = {row["what"]: row for row in table}
     assert rows["p99 of answers during swaps"]["ratio"] == {"outside of swaps": 0.3333}
     assert rows["answers refused or lost"]["ours"] == 2

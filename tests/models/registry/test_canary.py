@@ -1,12 +1,14 @@
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
 
 from index.errors import ConfigError
 from models.registry.aliases import Canary
-from models.registry.canary import NoCanary, start_canary, stop_canary
+from models.registry.canary import CanaryRuns, NoCanary, start_canary, stop_canary
 from models.registry.promotion import AliasMoved, challenge, promote, rollback
+from models.registry.publication import publish
 from models.registry.registry import Provenance, Registry
 
 Both = Callable[[], tuple[str, str]]
@@ -51,6 +53,25 @@ def test_it_ends_when_champion_or_challenger_change(
     assert challenge(registry, None).canary is None
     start_canary(registry, first, 0.1)
     assert rollback(registry).canary is None
+
+
+def test_another_ones_canary_ends_only_by_name(
+    registry: Registry, pair: tuple[str, str], sources: Any
+) -> None:
+    _, second = pair
+    third = publish(registry, sources.other, sources.foreign).record.version
+    running = start_canary(registry, second, 0.1)
+    with pytest.raises(CanaryRuns, match=f"the canary of {second} .* would end"):
+        start_canary(registry, third, 0.1)
+    for wrong in (third, None):
+        with pytest.raises(AliasMoved, match=f"challenger is {second}"):
+            start_canary(registry, third, 0.1, expected_challenger=wrong)
+    assert registry.aliases() == running
+    taken = start_canary(registry, third, 0.1, expected_challenger=second)
+    assert [taken.challenger, taken.canary] == [third, Canary(f"canary-{third}", 0.1)]
+    # One that was stopped is in nobody's way.
+    stop_canary(registry)
+    assert start_canary(registry, second, 0.1).challenger == second
 
 
 def test_what_is_wrong_is_refused(registry: Registry, pair: tuple[str, str]) -> None:

@@ -89,6 +89,19 @@ def test_an_export_that_follows_is_killed_and_goes_on(url: str, tmp_path: Path):
     assert exported(target) == [f"e{number}" for number in range(50)]
 
 
+@pytest.mark.parametrize("user", ["", "  "])
+def test_nobody_is_no_user_to_be_forgotten(url: str, user: str):
+    done = subprocess.run(
+        [*ONESEARCH, "events", "forget", user],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ONESEARCH_REDIS_URL": url},
+        timeout=WAIT_S,
+    )
+    assert [done.returncode, done.stdout] == [2, ""]
+    assert "USER_ID is empty" in done.stderr
+
+
 def test_a_user_is_forgotten(url: str):
     take(url, 0, 10)
     assert run(url, "forget", "u1") == {"events": 5, "exposures": 0}

@@ -122,6 +122,10 @@ def test_a_canary_from_its_start_to_its_end(
     assert "--share is missing" in failing("canary", second)
     assert "above 0 and below 1" in failing("canary", second, "--share", "1")
     assert "takes neither" in failing("canary", "stop", "--share", "0.1")
+    moved = failing("canary", second, "--share", "0.1", "--expect-challenger", "champion")
+    assert f"challenger is {second} by now" in moved
+    named = command("canary", second, "--share", "0.2", "--expect-challenger", "challenger")
+    assert named["canary"] == grown["canary"]
     assert main(["generations", "canary", second, "--share", "0.3"]) == 0
     assert "canary: 0.3 of the users" in capsys.readouterr().out
     assert command("canary", "stop", "--why", "enough")["canary"] is None
