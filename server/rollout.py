@@ -355,7 +355,8 @@ class Rollout:
         async def before() -> None:
             nonlocal state, loaded
             if loaded.golden is None and loaded.drained is None:
-                loaded = replace(loaded, golden=await self._loading.golden(loaded.generation))
+                golden = await self._loading.golden(loaded.generation, beside=False)
+                loaded = replace(loaded, golden=golden)
                 self._laps.lap("golden")
             if decide is not None:
                 state = await asyncio.to_thread(decide)

@@ -96,12 +96,13 @@ class Loading:
                 f"generation {version} could not be loaded: {type(error).__name__}: {error}"
             ) from error
 
-    async def golden(self, generation: Generation) -> Golden:
-        """Ask the golden queries. Raises ArtifactError."""
+    async def golden(self, generation: Generation, *, beside: bool = True) -> Golden:
+        """Ask the golden queries; `beside` searches, or while these wait. Raises ArtifactError."""
         queries = self._queries
         if queries is None:
             queries = await asyncio.to_thread(sampled_titles, generation.view)
-        return await run_golden(self._pipeline, generation, queries, self._settings.golden_floor)
+        floor = self._settings.golden_floor
+        return await run_golden(self._pipeline, generation, queries, floor, beside=beside)
 
     def open(self, record: GenerationRecord, live: Loaded) -> Generation:
         """Open what is verified, if there is memory for it. In a thread."""

@@ -39,7 +39,7 @@ CLIENTS = (16, 64)
 PRESSED_TIMEOUT_MS = 100
 WARM_UP_RATE, WARM_UP_S = 30.0, 1.5
 START_S = 60.0
-MAX_RATE = 4000.0
+MAX_RATE, LEAST_RATE = 4000.0, 0.5
 PAUSE_S = 0.5
 DEMO_ITEMS = 1500
 DEMO_MINUTES = 0.05
@@ -207,13 +207,26 @@ async def _clients(server: Server, plan: Plan) -> list[Row]:
 async def sustainable_rate(
     at: Callable[[float, float], Awaitable[Tally]], plan: Plan, refused_share: float = REFUSED_SHARE
 ) -> float:
-    """Doubles until it is too much, then halves the gap; requests per second."""
-    low, high = WARM_UP_RATE / 2, WARM_UP_RATE
-    while high < MAX_RATE and _holds(await at(high, plan.search_s), refused_share):
-        low, high = high, 2 * high
+    """Doubles until it is too much, or halves until it is not, then halves the gap; requests per
+    second. Raises OnesearchError where not even LEAST_RATE is carried."""
+
+    async def holds(rate: float) -> bool:
+        return _holds(await at(rate, plan.search_s), refused_share)
+
+    low = WARM_UP_RATE
+    if await holds(low):
+        while low < MAX_RATE and await holds(2 * low):
+            low *= 2
+    else:
+        low /= 2
+        while not await holds(low):
+            low /= 2
+            if low < LEAST_RATE:
+                raise OnesearchError(f"the server does not carry {2 * low:g} requests a second")
+    high = 2 * low
     for _ in range(plan.steps):
         middle = math.sqrt(low * high)
-        if _holds(await at(middle, plan.search_s), refused_share):
+        if await holds(middle):
             low = middle
         else:
             high = middle

@@ -28,6 +28,7 @@ import orjson
 from index.errors import OnesearchError
 from loadtest.bench.load import Ended, Tally, offer, post
 from loadtest.bench.overload import (
+    PAUSE_S,
     QUICK,
     WARM_UP_RATE,
     WARM_UP_S,
@@ -139,6 +140,7 @@ async def _measure(
         await offer(port, every, rate=WARM_UP_RATE, seconds=WARM_UP_S, random=random)
 
         async def at(rate: float, seconds: float) -> Tally:
+            await asyncio.sleep(PAUSE_S)
             return await offer(port, every, rate=rate, seconds=seconds, random=random)
 
         rate = LOAD * await sustainable_rate(at, plan.search, REFUSED_SHARE)

@@ -7,7 +7,7 @@ import pytest
 
 from index.errors import ArtifactError, ConfigError
 from server.generation import Generation
-from server.golden import GoldenQuery, read_queries, run_golden, sampled_titles
+from server.golden import AT_ONCE, GoldenQuery, read_queries, run_golden, sampled_titles
 from server.schemas import Hit
 
 
@@ -16,9 +16,14 @@ class Finding:
 
     def __init__(self, hits: list[Hit], degraded: tuple[str, ...] = ()) -> None:
         self.found, self.asked = (hits, degraded), 0
+        self.inside = self.most = 0
 
     async def try_out(self, *_: Any) -> Any:
         self.asked += 1
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        await asyncio.sleep(0)
+        self.inside -= 1
         return self.found
 
 
@@ -65,6 +70,18 @@ def test_what_was_found_is_counted(generation: Generation):
     golden = run(Finding([good]), generation, GoldenQuery("a", "i3"), GoldenQuery("b", "i4"))
     assert [golden.queries, golden.answered, golden.itself] == [2, 2, 1]
     assert run(Finding([good]), generation, GoldenQuery("a")).itself is None
+
+
+def test_beside_searches_they_come_alone_and_else_together(generation: Generation):
+    queries = [GoldenQuery(f"red desk {number}") for number in range(AT_ONCE + 3)]
+    for beside, most in ((True, 1), (False, AT_ONCE)):
+        pipeline: Any = Finding([hit(generation, "i3")])
+        golden = asyncio.run(run_golden(pipeline, generation, queries, 0.9, beside=beside))
+        assert [golden.answered, pipeline.asked] == [len(queries)] * 2
+        assert pipeline.most == most
+    broken: Any = Finding([hit(generation, "i3", score=float("inf"))])
+    with pytest.raises(ArtifactError, match="'red desk 0'"):
+        asyncio.run(run_golden(broken, generation, queries, 0.9, beside=False))
 
 
 def test_nothing_illegal_passes(generation: Generation):

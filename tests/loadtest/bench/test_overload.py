@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from index.errors import OnesearchError
 from loadtest.bench import overload
 from loadtest.bench.load import Tally
 from loadtest.bench.overload import FULL, LOADS, QUICK, Plan, Server
@@ -30,6 +31,25 @@ def test_the_sustainable_load_is_found(plan: Plan):
 
     found = asyncio.run(overload.sustainable_rate(at, plan))
     assert found == pytest.approx(CAPACITY, rel=0.05)
+
+
+@pytest.mark.parametrize("capacity", [8.0, 20.0])
+def test_a_server_that_carries_little_is_not_given_more(capacity: float):
+    tried: list[float] = []
+
+    async def at(rate: float, seconds: float) -> Tally:
+        tried.append(rate)
+        found = Tally(seconds=seconds, offered=100)
+        for _ in range(100):
+            found.add("200" if rate <= capacity else "503", 0.05)
+        return found
+
+    found = asyncio.run(overload.sustainable_rate(at, QUICK, refused_share=0))
+    assert found in tried
+    assert capacity / 1.1 <= found <= capacity
+    capacity = 0
+    with pytest.raises(OnesearchError, match="does not carry"):
+        asyncio.run(overload.sustainable_rate(at, QUICK))
 
 
 def test_a_load_that_is_answered_late_or_degraded_is_not_sustained():
