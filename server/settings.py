@@ -54,7 +54,9 @@ QUERY_CHARACTERS = 512
 CONCURRENT_REQUESTS = 256
 PATIENCE = 8.0
 RETRY_AFTER_S = 1.0
-WORKER_THREADS = 4
+WORKER_THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
+"""As the engine: half the cores. What they do holds the interpreter for the most part, so more of
+them than cores would only stand in each other's way."""
 QUERY_CACHE_ENTRIES = 20_000
 REMEMBERED_USERS = 10_000
 REMEMBERED_ITEMS = 50

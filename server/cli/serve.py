@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from server.assembly import Served
     from server.gateway import Gateway
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that computes in Python may keep the event loop waiting. Python's own 5 ms are
+as long as a search takes, and a search changes threads four times."""
+
 
 def serve(
     snapshot: Annotated[Path | None, typer.Option(help="Snapshot directory.")] = None,
@@ -86,6 +90,7 @@ def run_server(settings: Settings) -> None:
     from server.assembly import chosen
 
     served = chosen(settings)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with (
         bind_all(settings) as (listeners, bound),
         asyncio.Runner(loop_factory=loop_factory()) as runner,
