@@ -4,9 +4,10 @@
     python -m loadtest.planning_table --check    # status 1 when it is not what the files say
 
 Read are: the engine's times (`bench engine`, bfloat16; h100.json); gateways under load
-(overload-BEAM.json: ONESEARCH_BEAM_WIDTH=BEAM onesearch bench overload, with `make demo`'s pair);
-the trie's size; the memory of gateways, in footprint.json (`bench footprint`) and, of a larger
-catalogue, footprint-homedepot.json (the same with --snapshot and --checkpoint).
+(overload-BEAM.json: ONESEARCH_BEAM_WIDTH=BEAM onesearch bench overload --quick, with `make demo`'s
+pair; overload-BEAM-homedepot.json: with the README's pair of Home Depot); the trie's size; the
+memory of gateways, in footprint.json (`bench footprint`) and, of a larger catalogue,
+footprint-homedepot.json (the same with --snapshot and --checkpoint).
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ CARD = "h100"
 CARD_MODELS = {"small decoder": "small"}
 VOCABULARY = 9216
 DEMO_ITEMS = 6000
-_OVERLOAD = re.compile(r"overload-(\d+)$")
-_REDIS = {
+HOMEDEPOT_ITEMS = 54_667
+_OVERLOAD = re.compile(r"overload-(\d+)(-homedepot)?$")
+REDIS = {
     "keywords": "keywords of a query",
     "answer": "an answer kept for training",
     "job": "a keyword job that waits",
@@ -73,7 +75,8 @@ def tables(folder: Path = MEASUREMENTS) -> Tables:
         if match := _OVERLOAD.match(path.stem):
             source, raw = report(path.stem)
             cores = int(raw["machine"]["cores"])
-            known = ("small", int(match[1]), DEMO_ITEMS, cores, True)
+            items = HOMEDEPOT_ITEMS if match[2] else DEMO_ITEMS
+            known = ("small", int(match[1]), items, cores, True)
             serving.append(Serving(*known, rates(raw["rows"]), source))
     trie_source, raw = report("trie-memory")
     sizes = [row for row in raw["rows"] if row["what"] == "trie, size"]
@@ -131,7 +134,7 @@ def _items(row: dict[str, Any]) -> int:
 
 def _redis(rows: list[dict[str, Any]], source: str) -> RedisBytes:
     sizes = {row["setting"]["what"]: row["ours"] for row in rows if "what" in row["setting"]}
-    return RedisBytes(**{name: sizes[what] for name, what in _REDIS.items()}, source=source)
+    return RedisBytes(**{name: sizes[what] for name, what in REDIS.items()}, source=source)
 
 
 def exported(found: Tables) -> bytes:

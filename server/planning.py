@@ -38,6 +38,8 @@ BATCH_QUERIES = 8
 WAVE_ROWS = {"cpu": 512, "cuda": 2048}
 PROMPT_TOKENS = 64
 LEVELS = 5
+MORE_ITEMS = 2.0
+"""Times the measured catalogue: above, its rates are no measurement of the planned one."""
 SWAP_BYTES = 128 * 1024**2
 FLOAT_BYTES = {"cpu": 4, "cuda": 2}
 MEMORY_STEP = 512 * 1024**2
@@ -200,6 +202,7 @@ def _capacity(
     there = engine_seconds(tables, "cpu", serving.model, serving.beam, tables.models[serving.model])
     ours = engine_seconds(tables, demand.device, demand.model, demand.beam, shape)
     same = (serving.model, serving.beam, "cpu") == (demand.model, demand.beam, demand.device)
+    larger = demand.items / serving.items
     within: list[tuple[Rate, float]] = []
     for rate in serving.rates:
         carried = rate.searches_per_s
@@ -217,7 +220,7 @@ def _capacity(
         least = rate.p99_ms * rate.searches_per_s / carried
         raise ConfigError(
             f"99 % of the answers within {demand.latency_ms:g} ms: the calmest measurement has "
-            f"{least:.3g} ms, at {carried:.3g} searches a second on {serving.cores} cores "
+            f"{least:,.0f} ms, at {carried:,.3g} searches a second on {serving.cores} cores "
             f"({serving.source}); a smaller beam or model, a GPU, or a later deadline"
         )
     rate, carried = max(fitting, key=lambda pair: pair[1])
@@ -232,6 +235,11 @@ def _capacity(
             f"{serving.cores} cores{beside}, p99 {rate.p99_ms:g} ms",
         )
     ]
+    if larger > MORE_ITEMS:
+        why = (
+            "dense search reads every item: fewer searches than planned, unless it is switched off"
+        )
+        figures.append(Figure("items", larger, "times the measured one", "extrapolated", why))
     if not same:
         figures += [there, ours]
         figures.append(

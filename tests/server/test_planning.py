@@ -129,6 +129,12 @@ def test_shapes():
     assert SMALL.key_values == 8
 
 
+def test_a_catalogue_that_is_much_larger_is_no_measurement():
+    assert not plan(replace(DEMAND, items=10_000), TABLES).to_json()["extrapolated"]
+    found = plan(replace(DEMAND, items=10_001), TABLES)
+    assert figure(found, "items").kind == "extrapolated"
+
+
 def test_memory_of_a_replica():
     found = plan(replace(DEMAND, items=1_000_000, sids=500_000), TABLES)
     values = {one.name: one.value for one in found.figures}
