@@ -31,7 +31,7 @@ import psutil
 from index.encoder import kind_modules
 from index.errors import ArtifactError
 from index.live.writer import Order, write
-from index.live.writing import own_environment, python_module
+from index.live.merger import own_environment, python_module
 
 PRIORITY = 5
 """Niceness: where processors are short, searches come before changes, which still get a share."""
@@ -157,6 +157,12 @@ def main(arguments: Sequence[str]) -> None:
     # Writers share what was imported, and their collections leave it alone.
     gc.collect()
     gc.freeze()
+    # It may end in the middle of an order.
+    with suppress(ConnectionError):
+        _fork(asking)
+
+
+def _fork(asking: socket.socket) -> None:
     while True:
         head, ends, _, _ = socket.recv_fds(asking, _PID_BYTES, 1)
         if not head:
