@@ -12,8 +12,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOST = {
-    "type": "urn:onesearch:replica-lost",
-    "title": "The replica ended",
+    "type": "/problems/not-ready",
+    "title": "The server is not ready",
     "status": 503,
     "detail": "the replica that had this request ended before it answered; ask again",
 }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index import codec as codec_module
-from index.codec import Codec, half_square_norms, nearest, usage_report
+from index.codec import Codec, half_square_norms, nearest, surely_nearest, usage_report
 from index.errors import ArtifactError, ConfigError
 from index.sid import SidLayout
 
@@ -162,3 +162,24 @@ def test_damage_is_named(tmp_path: Path):
     (tmp_path / "codec.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"codec\.json cannot be read"):
         Codec.open(tmp_path)
+
+
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 60))
+def test_a_code_does_not_depend_on_its_company(seed: int, size: int):
+    # Half of the points lie between two centroids, as far from one as from the other but for the
+    # last digit.
+    book, vectors = points(9, seed), points(64, seed + 1)
+    pairs = np.random.default_rng(seed).integers(9, size=(32, 2))
+    vectors[:32] = (book[pairs[:, 0]] + book[pairs[:, 1]]) / 2
+    whole = surely_nearest(vectors, book)
+    parts = [surely_nearest(vectors[at : at + size], book) for at in range(0, 64, size)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    gaps = distances(vectors, book)
+    np.testing.assert_allclose(gaps[np.arange(64), whole], gaps.min(axis=1), atol=1e-12)
+
+
+def test_of_equal_centroids_the_first_is_nearest():
+    book = np.repeat(points(3), 4, axis=0)
+    np.testing.assert_array_equal(surely_nearest(book, book), np.arange(12) // 4 * 4)
+    nothing = np.zeros((2, DIMENSION), np.float32)
+    np.testing.assert_array_equal(surely_nearest(nothing, np.zeros_like(book)), [0, 0])
