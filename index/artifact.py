@@ -30,6 +30,9 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _HASH_CHUNK_BYTES = 1 << 20
 _ASIDE = "old"
+_PROGRAMS = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth", ".py", ".so"})
+"""Pickles and code, by their names. Nothing of ours reads them; other programs may that are pointed
+at a published directory."""
 
 
 @dataclass(slots=True)
@@ -129,8 +132,9 @@ def read(path: Path, kind: str, *, verify: bool = True) -> Manifest:
     if missing:
         raise ArtifactError(f"{manifest_path} has no {missing[0]!r}; it is damaged")
     files = cast(dict[str, dict[str, Any]], raw["files"])
+    root = path.resolve()
     for name, facts in files.items():
-        _check_file(path / name, facts, with_hash=verify)
+        _check_file(path / name, root, facts, with_hash=verify)
     known = {"kind", "format_version", "version", "created", "files"}
     extra = {key: value for key, value in raw.items() if key not in known}
     return Manifest(kind, str(raw["version"]), float(raw["created"]), files, extra)
@@ -181,9 +185,13 @@ def _is_listing(files: Any) -> bool:
     )
 
 
-def _check_file(path: Path, facts: dict[str, Any], *, with_hash: bool) -> None:
+def _check_file(path: Path, root: Path, facts: dict[str, Any], *, with_hash: bool) -> None:
+    if path.suffix in _PROGRAMS:
+        raise ArtifactError(f"{path} is of a kind that runs when it is read; it is not opened")
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; the directory is damaged, build it again")
+    if not path.resolve().is_relative_to(root):
+        raise ArtifactError(f"{path} is a link to outside of the directory; copy the file there")
     size = path.stat().st_size
     if size != facts["bytes"]:
         raise ArtifactError(f"{path} has {size} bytes, its manifest says {facts['bytes']}")

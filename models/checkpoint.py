@@ -293,5 +293,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except RecursionError:
+        raise ArtifactError(f"{path} cannot be read: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from None

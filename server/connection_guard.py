@@ -1,12 +1,12 @@
 """Connections that cost more than they bring are closed: those that are slow, and too many.
 
-waiting    no request is being answered: a head, or what is left of a body that was refused, is
-           still on its way. Closed after `head_timeout_s`, however often a byte arrives meanwhile;
-           idle keep-alive connections end sooner, by uvicorn's own timer
+waiting    new, or a head or what is left of a body that was refused is still on its way. Closed
+           after `head_timeout_s`, however often a byte arrives meanwhile
+idle       between two requests. uvicorn's own timer closes them
 blocked    the client does not read its answer. Closed after `head_timeout_s`, too
-crowded    more than `most` connections: the one that has been waiting longest goes, and when none
-           is waiting, the new one. So whoever holds connections without sending requests holds none
-           against those who do
+crowded    more than `most` connections: the one that has been waiting longest goes, if none is,
+           one that is idle, else the new one. So whoever holds connections without sending requests
+           holds none against those who do
 
 Time is looked at once a second, for all connections together: a request pays for two entries of a
 dict, not for timers.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections import Counter
+from itertools import chain
 from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -51,19 +52,20 @@ class ConnectionGuard:
         self._log = log
         # Since when, by the loop's clock; oldest first, as entries are never renewed.
         self._waiting: dict[Guarded, float] = {}
+        self._idle: dict[Guarded, None] = {}
         self._blocked: dict[Guarded, float] = {}
         self._cut: Counter[CutReason] = Counter()
         self._sweep: asyncio.TimerHandle | None = None
 
     def opened(self, connection: Guarded, count: int) -> None:
         """A connection is there; with it there are `count`."""
-        self.waits(connection)
         if count > self._most:
-            # Its own entry is the newest: it goes only where nobody else is waiting.
-            self._close(next(iter(self._waiting)), "crowded")
+            self._close(next(chain(self._waiting, self._idle, (connection,))), "crowded")
+        self.waits(connection)
 
     def waits(self, connection: Guarded) -> None:
-        """No request of this connection is being answered; it may be known already."""
+        """A request of this connection has begun to arrive, or should; it may be known already."""
+        self._idle.pop(connection, None)
         if connection not in self._waiting:
             loop = asyncio.get_running_loop()
             self._waiting[connection] = loop.time()
@@ -73,6 +75,11 @@ class ConnectionGuard:
     def serves(self, connection: Guarded) -> None:
         """A request of this connection is being answered."""
         self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
+
+    def rests(self, connection: Guarded) -> None:
+        """Its request was answered."""
+        self._idle[connection] = None
 
     def blocks(self, connection: Guarded) -> None:
         """The client does not read what was written."""
@@ -87,7 +94,7 @@ class ConnectionGuard:
 
     def closed(self, connection: Guarded) -> None:
         """It is no more."""
-        self._waiting.pop(connection, None)
+        self.serves(connection)
         self._blocked.pop(connection, None)
 
     @property

@@ -61,10 +61,10 @@ class Connection(HttpToolsProtocol):
             self._guard.waits(self)
 
     def on_response_complete(self) -> None:
-        """The next request is waited for, unless it is here already."""
+        """Another request may follow, unless it is here already."""
         super().on_response_complete()
         if not self._is_serving and not self.transport.is_closing():
-            self._guard.waits(self)
+            self._guard.rests(self)
 
     def pause_writing(self) -> None:
         """The client is slower than the answer."""

@@ -10,6 +10,7 @@ short error code. A reply is read up to a limit, uncompressed, and within a tota
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import ssl
 import time
@@ -82,6 +83,11 @@ class ChatSettings:
             raise ConfigError("the model's base_url must be http://HOST… or https://HOST…")
         if url.userinfo or url.query or url.fragment:
             raise ConfigError("the model's base_url must be without user, query and fragment")
+        if _is_nobodys(url.host):
+            raise ConfigError(
+                f"the model's base_url names {url.host}: an address of clouds' metadata, of a link "
+                "or of many machines is no model's"
+            )
         if not self.model:
             raise ConfigError("the model's name is missing")
         key = self.api_key.get_secret_value() if self.api_key else ""
@@ -298,6 +304,18 @@ class ChatClient:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
             return ""
         return "" if key and key.get_secret_value() in code else code
+
+
+def _is_nobodys(host: str) -> bool:
+    """Whether an address cannot be that of a service: link-local ones are where clouds hand out
+    credentials."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_link_local or address.is_multicast or address.is_unspecified
 
 
 def _certificates(scheme: str) -> ssl.SSLContext:
