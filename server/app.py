@@ -10,7 +10,7 @@ other doors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -29,8 +29,9 @@ from server.gateway import Gateway, deciding
 from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
 from server.limits import BodyLimit
 from server.logs import AccessLog, make_logger
-from server.metrics import Metrics, RequestMetrics
+from server.metrics import Metrics, PassedOn, RequestMetrics
 from server.pipeline import Pipeline
+from server.processes import ProcessCollector
 from server.redis.announcements import announcements_of
 from server.rollout import Rollout
 from server.rollout_metrics import RolloutCollector
@@ -141,6 +142,10 @@ def create_app(
     for reason in DEGRADATIONS:
         metrics.degraded.labels(reason)
     metrics.observe(searcher, version("onesearch"))
+    started = searcher.processes if isinstance(searcher, Pipeline) else dict[str, Sequence[int]]
+    metrics.registry.register(ProcessCollector("gateway", started))
+    if settings.engine == "vllm":
+        metrics.registry.register(PassedOn("vllm:"))
     if rollout is not None:
         metrics.registry.register(RolloutCollector(rollout))
     if watch is not None:

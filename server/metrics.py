@@ -11,7 +11,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -173,6 +180,21 @@ class RequestMetrics:
 def route_of(scope: Scope) -> str:
     """The template of the matched route, or "other": never the client's text."""
     return str(getattr(scope.get("route"), "path", OTHER))
+
+
+class PassedOn(Collector):
+    """What a library counts on the default registry, by the beginning of its metrics' names."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def collect(self) -> Iterable[Metric]:
+        """The library's own metrics, as they are."""
+        return [metric for metric in REGISTRY.collect() if metric.name.startswith(self._prefix)]
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names are known only once the library has counted."""
+        return []
 
 
 class SearcherCollector(Collector):

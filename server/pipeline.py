@@ -21,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 from decoding.engine import Engine, EngineStats
 from decoding.errors import GenerationReplaced
 from index.live.changes import Change
+from index.live.following import FollowingCatalogue
 from index.live.view import CatalogueView
 from server.catalogue_change import change_catalogue
 from server.context import UserContexts
@@ -206,6 +207,14 @@ class Pipeline:
     def engine_stats(self) -> EngineStats:
         """The engine's counters."""
         return self._engine.stats()
+
+    def processes(self) -> dict[str, list[int]]:
+        """Numbers of the processes that were started for this one, by what they are for."""
+        catalogue = self._generations.live.catalogue
+        writer = catalogue.writer if isinstance(catalogue, FollowingCatalogue) else 0
+        # vLLM's engine has processes of its own; it is only imported where it is installed.
+        engine: list[int] = getattr(self._engine, "process_ids", [])
+        return {"writer": [writer] if writer else [], "engine": engine}
 
     async def promote(
         self,

@@ -62,6 +62,14 @@ class RolloutCollector(Collector):
             "Generations whose searches are being compared with another's",
             len(status.trials),
         )
+        change = GaugeMetricFamily(
+            "onesearch_generation_change_seconds",
+            "Parts of the last change of the generation that is served",
+            labels=["part"],
+        )
+        for part, milliseconds in self._rollout.last_change_ms.items():
+            change.add_metric([part], milliseconds / 1000)
+        yield change
         yield from _canary(status)
         yield _arms(self._rollout.arms())
         if status.shadow is not None:

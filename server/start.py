@@ -165,6 +165,7 @@ async def _start_vllm(settings: Settings, generation: Generation) -> tuple[Engin
             kv_cache_gb=settings.vllm_cache_gb,
             gpu_memory_share=settings.vllm_memory_share,
             threads=_threads(settings),
+            counts=True,
         ),
         # Opening the generation has verified it.
         verify=False,

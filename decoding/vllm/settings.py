@@ -28,8 +28,9 @@ ROUND_SCHEDULER = "decoding.vllm.scheduler.RoundScheduler"
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
     """`device`: "cpu" or "cuda", as this vLLM was built. `threads`: OpenMP's, on a CPU.
-    `kv_cache_gb`: on a CPU; on a GPU it is what `gpu_memory_share` leaves. `further`: arguments of
-    vLLM's AsyncEngineArgs that win over those made here."""
+    `kv_cache_gb`: on a CPU; on a GPU it is what `gpu_memory_share` leaves. `counts`: whether vLLM
+    keeps its own metrics. `further`: arguments of vLLM's AsyncEngineArgs that win over those made
+    here."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -43,6 +44,7 @@ class VllmSettings:
     threads: int = 1
     queue_rows: int = DEFAULT_QUEUE_ROWS
     start_timeout_s: float = START_TIMEOUT_S
+    counts: bool = False
     further: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
@@ -78,7 +80,9 @@ class VllmSettings:
             "additional_config": {
                 "onesearch": {} if snapshot is None else {"snapshot": str(snapshot)}
             },
-            "disable_log_stats": True,
+            "disable_log_stats": not self.counts,
+            # A label of its metrics; else it would be the checkpoint's path.
+            "served_model_name": "onesearch",
         }
         if self.device == "cpu":
             arguments["distributed_executor_backend"] = IN_PROCESS

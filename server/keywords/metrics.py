@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from server.keywords.jobs import Priority
 from server.keywords.queue import QueueStatus
 from server.keywords.reader import MISSED_JOBS, STATES, Found, MissedJob
+from server.processes import ProcessCollector
 
 _GENERATION_BUCKETS_S = (
     *(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0),
@@ -84,6 +85,7 @@ class WorkerMetrics:
             "onesearch_keyword_in_hand", "Jobs in this worker's hands", registry=self.registry
         )
         self.registry.register(QueueCollector(lambda: self.status))
+        self.registry.register(ProcessCollector("worker"))
 
 
 class QueueCollector(Collector):

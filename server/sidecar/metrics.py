@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from index.errors import ConfigError
 from models.training.loop import Progress
+from server.processes import ProcessCollector
 from server.sidecar.rounds import STEPS, Round
 
 OUTCOMES = ("open", "published", "refused", "failed", "superseded")
@@ -32,6 +33,9 @@ class SidecarMetrics:
         self._gain = self._gauge("gain", "Of the last comparison, held-out searches", "edge")
         self._refused = self._gauge("failed_checks", "Checks that the last refusal failed", "check")
         self._trained = self._gauge("training_share", "Of the stage that is trained", "stage")
+        self._loss = self._gauge("training_loss", "Mean loss of the last step", "stage")
+        self._reward = self._gauge("training_reward", "Of the last step's rollouts, mean", "stage")
+        self.registry.register(ProcessCollector("sidecar"))
         for outcome in OUTCOMES:
             self._rounds.labels(outcome).set(0)
 
@@ -66,6 +70,9 @@ class SidecarMetrics:
     def training(self, stage: str, progress: Progress) -> None:
         """After each step of a training."""
         self._trained.labels(stage).set(progress.step / max(progress.planned_steps, 1))
+        self._loss.labels(stage).set(progress.loss)
+        if "reward" in progress.measures:
+            self._reward.labels(stage).set(progress.measures["reward"])
 
     def write(self) -> None:
         """Replace the text file, if there is one. Raises ConfigError when it cannot be written."""

@@ -138,10 +138,11 @@ class StubEngine:
         leaves = np.arange(beam_width) if filter is None else np.flatnonzero(filter.bits[-1])
         n = len(leaves)
         shape = (n, self.layout_levels)
+        assert trie is not None
         return [
             Hypotheses(
                 leaves=leaves,
-                codes=np.zeros(shape, np.int32),
+                codes=trie.codes_of_leaves(leaves),
                 scores=np.linspace(-1, -9, n, dtype=np.float32),
                 level_scores=np.zeros(shape, np.float32),
                 branching=np.ones(shape, np.int32),

@@ -291,3 +291,15 @@ def check_same(found: SearchResponse, truth: SearchResponse) -> None:
     scores = {hit.item_id: hit.score for hit in truth.hits}
     for hit in found.hits:
         assert hit.score == pytest.approx(scores[hit.item_id], abs=1e-3)
+
+
+def test_vllms_own_metrics_are_passed_on(served: Served):
+    """Among ours, without a path in any label; and the engine's process is seen."""
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        assert client.post("/v1/search", json={"query": "red desk"}).status_code == 200
+        lines = client.get("/metrics").text.splitlines()
+    own = [line for line in lines if line.startswith("vllm:")]
+    assert any(line.startswith("vllm:num_requests_running{") for line in own)
+    assert any(line.startswith("vllm:prefix_cache_queries_total{") for line in own)
+    assert all('model_name="onesearch"' in line for line in own if "model_name=" in line)
+    assert 'onesearch_processes{process="engine"} 1.0' in lines
