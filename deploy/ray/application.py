@@ -27,6 +27,8 @@ from server.settings import Settings
 
 ENDING_SLACK_S = 5.0
 """Of a replica, on top of what the settings grant open requests."""
+HEALTH_TIMEOUT_S = 10.0
+"""A replica that is silent for so long, three times, is ended: until then it gets requests."""
 CHAMPION_PERIOD_S = 2.0
 """Between two looks of a worker at which snapshot is served."""
 
@@ -132,6 +134,7 @@ def application(args: dict[str, str] | None = None) -> Application:
         max_ongoing_requests=scale.ongoing_per_gateway,
         max_queued_requests=scale.queued,
         health_check_period_s=scale.health_period_s,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=settings.shutdown_s + ENDING_SLACK_S,
         ray_actor_options={
             "num_cpus": scale.gateway_cpus,
@@ -145,6 +148,7 @@ def application(args: dict[str, str] | None = None) -> Application:
         name="keyword-worker",
         num_replicas=scale.workers,
         health_check_period_s=scale.health_period_s,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=settings.keyword_drain_s + ENDING_SLACK_S,
         ray_actor_options={"num_cpus": scale.worker_cpus, **options},
     )

@@ -15,6 +15,7 @@ Ray is imported when a cluster is joined: it is an optional dependency (`pip ins
 from __future__ import annotations
 
 import importlib
+import logging
 import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,7 @@ def joined(address: str, actor_cpus: float = CPUS_OF_AN_ACTOR) -> Generator[OnCl
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         yield OnCluster(ray, data, actor_cpus)
     finally:
         ray.shutdown()
