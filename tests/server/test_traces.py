@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -18,10 +20,11 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.settings import Settings
 from server.start import start_pipeline
-from server.traces import Traces, start_traces
+from server.traces import EXPORT_TIMEOUT_S, Traces, start_traces
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE, SPAN = PARENT.split("-")[1:3]
+ENDING_S = 30.0
 NOT_TRACED = PARENT.removesuffix("01") + "00"
 
 
@@ -180,4 +183,31 @@ def test_a_wrong_address_is_told_at_the_start():
 def _exporter(url: str) -> Any:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(f"{url}/v1/traces")
+    return OTLPSpanExporter(f"{url}/v1/traces", timeout=EXPORT_TIMEOUT_S)
+
+
+def test_without_the_collector_requests_are_answered_and_the_end_is_not_held_up(
+    traced: Any, collecting: Any
+):
+    with collecting() as gone:
+        url = gone.url
+    client = traced(otlp_endpoint=url)
+    for number in range(5):
+        assert client.post("/v1/search", json={"query": f"desk {number}"}).status_code == 200
+    traces = Traces("other", _exporter(url))
+    traces.record("lost", 0.0)
+    ended = threading.Thread(target=traces.close, daemon=True)
+    ended.start()
+    ended.join(ENDING_S)
+    assert not ended.is_alive()
+
+
+def test_a_silent_collector_does_not_hold_up_the_end():
+    """One that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        traces = Traces("other", _exporter(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        traces.record("lost", 0.0)
+        ended = threading.Thread(target=traces.close, daemon=True)
+        ended.start()
+        ended.join(ENDING_S)
+        assert not ended.is_alive()
