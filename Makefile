@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 PORT ?= $(or $(ONESEARCH_PORT),8080)
 PYTEST_ARGS ?=
 VLLM_VENV ?= .venv-vllm
+AUDIT_VENV ?= .venv-audit
+SBOM ?= var/sbom.json
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 VLLM_TESTS ?= tests/decoding/vllm tests/server/test_vllm_search.py tests/server/test_vllm_swap.py
 BENCH ?= trie decode filters changes engine overload gateway keywords parity swaps train
 
+LOADTEST_ARGS ?=
 ABLATION ?= var/ablation
 ABLATION_OUT ?= docs/measurements
 ABLATION_ARGS ?=
 HOMEDEPOT ?= ../shared/data/homedepot
 
-.PHONY: setup demo test lint types contract check bench bench-env ablation vllm-env test-vllm test-helm test-ray gpu-check clean
+.PHONY: setup demo test lint types contract check bench bench-env loadtest ablation vllm-env test-vllm test-helm test-ray gpu-check audit sbom clean
 
 setup: $(VENV)/.stamp
 
@@ -50,6 +53,12 @@ bench-env: setup
 # All tables and plots into docs/measurements/; an idle machine, please. BENCH=decode runs one.
 bench: bench-env
 	for name in $(BENCH); do $(BIN)/onesearch bench $$name --out docs/measurements || exit 1; done
+
+# Ten minutes of load on the demo shop over HTTP: the knee, latencies at its levels, then everything
+# at once. Builds what is missing of the demo, starts a server of its own; an idle machine, please.
+loadtest: setup
+	$(BIN)/onesearch demo --no-serve
+	$(BIN)/onesearch loadtest run --out var/loadtest $(LOADTEST_ARGS)
 
 # Every component of training, three seeds, on the demo shop and on Home Depot with simulated
 # behaviour: three hours on two idle cores, tables and plots into docs/measurements. It goes on where
@@ -108,5 +117,20 @@ gpu-check:
 	@$(PYTHON) -c 'import torch, triton' || { echo "gpu-check needs torch and triton for CUDA; say which Python has them: make gpu-check PYTHON=…"; exit 1; }
 	$(PYTHON) -m loadtest.gpu_check --out docs/measurements
 
+# Known vulnerabilities of what is installed; fails where a package could not be asked about, too.
+audit: setup $(AUDIT_VENV)/.stamp
+	$(AUDIT_VENV)/bin/pip-audit --strict --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# What is installed, as CycloneDX.
+sbom: setup $(AUDIT_VENV)/.stamp
+	mkdir -p $(dir $(SBOM))
+	$(AUDIT_VENV)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-format JSON --output-file $(SBOM) $(BIN)/python
+
+# The tools stand apart from what they look at.
+$(AUDIT_VENV)/.stamp: deploy/audit.txt
+	test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/audit.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 def find_knee(carried: Carried, search: KneeSearch) -> tuple[float, list[Step]]:
-    """Requests per second, 0 where not even the first step held; and every step, in its order."""
+    """Requests per second, 0 where not even `least_rate` held; and every step, in its order."""
     steps: list[Step] = []
 
     def holds(rate: float) -> bool:
@@ -36,14 +36,20 @@ def find_knee(carried: Carried, search: KneeSearch) -> tuple[float, list[Step]]:
         steps.append(Step(rate, share, share >= search.share))
         return steps[-1].held
 
-    low, high = 0.0, search.first_rate
-    while holds(high):
-        low = high
-        if high >= search.most_rate:
-            return low, steps
-        high = min(high * search.factor, search.most_rate)
-    if not low:
-        return 0.0, steps
+    low, high = search.first_rate, search.first_rate * search.factor
+    if holds(low):
+        while holds(high):
+            low = high
+            if high >= search.most_rate:
+                return low, steps
+            high = min(high * search.factor, search.most_rate)
+    else:
+        # A slow machine: down instead of up.
+        low, high = search.first_rate / 2, search.first_rate
+        while not holds(low):
+            if low <= search.least_rate:
+                return 0.0, steps
+            low, high = max(low / 2, search.least_rate), low
     for _ in range(search.bisections):
         middle = math.sqrt(low * high)
         if holds(middle):

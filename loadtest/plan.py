@@ -42,6 +42,7 @@ class KneeSearch:
 
     bound_s: float = 0.05
     share: float = 0.99
+    least_rate: float = 4.0
     first_rate: float = 30.0
     most_rate: float = 2000.0
     factor: float = 1.5

@@ -74,6 +74,7 @@ class Shoppers(FastHttpUser):
         self._warm = cycle(shop.searches(drawn, beam, random))
         self._look_ups = cycle(shop.look_ups(drawn // 10, random))
         self._changes = cycle(shop.changes(1000, random))
+        self._has_items = bool(shop.items)
         self._versions = cycle(self.plan.versions[1:] + self.plan.versions[:1])
         self._knee = 0.0
         self._pending = Group()
@@ -127,11 +128,11 @@ class Shoppers(FastHttpUser):
         def send(request: Request, due: float) -> None:
             self._send(phase.name, request, due)
 
+        # A log of queries names no items.
+        look_ups = rate * phase.look_ups if self._has_items else 0.0
         streams = [
             gevent.spawn(self._stream, searches, self._poisson(rate, began, end), search),
-            gevent.spawn(
-                self._stream, self._look_ups, self._poisson(rate * phase.look_ups, began, end), send
-            ),
+            gevent.spawn(self._stream, self._look_ups, self._poisson(look_ups, began, end), send),
             gevent.spawn(self._stream, self._changes, _even(phase.changes_per_s, began, end), send),
         ]
         if phase.swap_every_s and self.plan.versions:

@@ -126,7 +126,7 @@ class Workload:
         """Requests that change prices and stock, and some that bring new items."""
         found: list[Request] = []
         for number in range(count):
-            if number % NEW_EVERY == 0:
+            if number % NEW_EVERY == 0 or not self.items:
                 found.append(_put(number, random, self.colors))
                 continue
             changed = [

@@ -61,6 +61,7 @@ COMMANDS = {
     "demo": Command("server.cli.demo", "demo", "From nothing to a search on a small catalogue."),
     "plan": Command("server.cli.plan", "plan", "Replicas, memory and Redis for a load."),
     "bench": Command("loadtest.bench.cli", "bench", "Measure against peers."),
+    "loadtest": Command("loadtest.cli", "app", "Load on a shop over HTTP, and its report."),
     "doctor": Command("server.cli.doctor", "doctor", "Check this machine and say what to do."),
 }
 
