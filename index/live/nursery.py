@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -148,6 +149,9 @@ def main(arguments: Sequence[str]) -> None:
     # Nobody waits for writers here.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.nice(PRIORITY)
+    with suppress(OSError):
+        # Where Linux groups processes by session, niceness counts within a group only.
+        Path("/proc/self/autogroup").write_text(str(PRIORITY))
     if hasattr(os, "SCHED_BATCH"):
         # Whoever wakes one of them up goes on; it waits for a processor to be free.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

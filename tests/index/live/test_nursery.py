@@ -72,6 +72,9 @@ def test_writers_of_one_nursery_are_forked_from_one_process_of_one_thread(
         [process] = nurseries()
         assert process.num_threads() == 1
         assert process.nice() >= nursery_module.PRIORITY
+        group = Path(f"/proc/{process.pid}/autogroup")
+        if group.exists():
+            assert group.read_text().split()[-1] == str(nursery_module.PRIORITY)
         writers = {one.pid for one in process.children()}
         assert writers == {first.writer, second.writer}
         assert first.apply([Delete("i0")]).applied == second.apply([Delete("i1")]).applied == 1
