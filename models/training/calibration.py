@@ -6,12 +6,13 @@ A decoder trained for minutes is too sure of itself on queries it never saw: the
 its width on the many codes of a few guesses. The factors are chosen by the share of validation
 queries' relevant items among the beam's items, and multiplied into the output rows of their level,
 so no engine knows of them. Queries without histories say nothing of how far a history is to be
-trusted, so decoders that read histories stay as they are.
+trusted: callers leave decoders that were trained on histories as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ from models.transformer import Qwen3
 
 IntArray = NDArray[np.int64]
 FURTHER_FACTORS = (1.0, 0.5, 0.2)
-FIRST_FACTORS = (1.0, 0.7, 0.5, 0.35)
-MAX_QUERIES = 400
+FIRST_FACTORS = (1.0, 0.7, 0.5)
+MAX_QUERIES = 300
 
 
 def calibrate(
@@ -44,13 +45,13 @@ def calibrate(
 ) -> tuple[float, ...]:
     """Scale the output rows of `model` in place; the factor of each level.
 
-    All 1, and nothing changed: without queries in `relevant`, without a prior, where prompts have
-    histories, or where output rows are the input rows too.
+    All 1, and nothing changed: without queries in `relevant`, without a prior, or where output
+    rows are the input rows too.
     """
     levels = len(settings.level_sizes)
     unchanged = (1.0,) * levels
     tied = model.config.tie_word_embeddings
-    if not relevant or tied or settings.level_prior_beta == 0 or settings.prompt.max_history:
+    if not relevant or tied or settings.level_prior_beta == 0:
         return unchanged
     chosen = dict(list(relevant.items())[:MAX_QUERIES])
     prompts = QueryPrompts(
@@ -74,13 +75,10 @@ def calibrate(
         return float(np.mean(shares))
 
     best, found = unchanged, recall(unchanged)
-    further = [(1.0, *(factor,) * (levels - 1)) for factor in FURTHER_FACTORS[1:]]
-    for factors in further if levels > 1 else ():
-        if (share := recall(factors)) > found:
-            best, found = factors, share
-    for first in FIRST_FACTORS[1:]:
-        factors = (first, *best[1:])
-        if (share := recall(factors)) > found:
+    further = FURTHER_FACTORS if levels > 1 else (1.0,)
+    for first, rest in product(FIRST_FACTORS, further):
+        factors = (first, *(rest,) * (levels - 1))
+        if factors != unchanged and (share := recall(factors)) > found:
             best, found = factors, share
     _scale(model, tokenizer, original, best)
     return best

@@ -29,7 +29,7 @@ from models.training.keyword_table import KeywordTable, Terms
 from models.training.material import Material
 from models.training.next_item import NextItems
 from models.training.pseudo_queries import PseudoQueryModel
-from models.training.teacher import Teacher
+from models.training.teacher import Teaches
 from models.training.thoughts import TASKS, Thoughts
 
 IntArray = NDArray[np.int64]
@@ -92,7 +92,7 @@ class Curriculum:
         material: Material,
         prompts: PromptBuilder,
         pseudo_queries: PseudoQueryModel,
-        teacher: Teacher,
+        teacher: Teaches,
         *,
         mixture: Mixture,
         chunk_examples: int,
@@ -191,7 +191,7 @@ class Curriculum:
         for index in random.integers(max(len(self._queries), 1), size=real - visits).tolist():
             query = self._queries[index]
             texts.append(query)
-            known.append(material.known[query])
+            known.append(material.known[query] if self._teacher.wants_pairs else ())
             histories.append(())
             users.append(None)
         for index in random.integers(max(len(self._real_visits), 1), size=visits).tolist():

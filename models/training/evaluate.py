@@ -37,6 +37,7 @@ from models.transformer import Qwen3
 IntArray = NDArray[np.int64]
 
 METRICS = ("recall@10", "recall@50", "hr@10", "mrr@10")
+BEAMS = ("generative_beam", "codec_beam")
 DEPTH = 50
 BOOTSTRAP_SAMPLES = 1000
 LATENCY_QUERIES = 200
@@ -176,16 +177,15 @@ def _summary(
 def _differences(
     per_query: Mapping[str, Mapping[str, NDArray[np.float64]]], resamples: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """The served ranking less each other method, query by query: mean and paired interval."""
-    served = per_query.get(SERVED)
-    if served is None:
-        return {}
+    """The served ranking less each other method, and the decoder's items less those of nearest
+    SIDs, query by query: mean and paired interval."""
+    pairs = [(SERVED, name) for name in per_query if name != SERVED]
+    pairs = [pair for pair in (*pairs, BEAMS) if per_query.keys() >= set(pair)]
     return {
-        f"{SERVED} - {name}": _summary(
-            {metric: served[metric] - column for metric, column in columns.items()}, resamples
+        f"{one} - {other}": _summary(
+            {name: per_query[one][name] - per_query[other][name] for name in METRICS}, resamples
         )
-        for name, columns in per_query.items()
-        if name != SERVED
+        for one, other in pairs
     }
 
 

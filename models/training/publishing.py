@@ -57,8 +57,9 @@ def publish(
     if not this_process().first:
         wait()
         return Checkpoint.open(path)
-    truth = _sample(relevant_rows(dataset, "validation"), seed)
-    factors = calibrate(model, tokenizer, settings, snapshot, truth, FITTING_BEAM)
+    # Of decoders that learned from users, plain queries do not say how far they can be trusted.
+    truth = {} if dataset.events.num_rows else relevant_rows(dataset, "validation")
+    factors = calibrate(model, tokenizer, settings, snapshot, _sample(truth, seed), FITTING_BEAM)
     rescoring, measured = fit_rescoring(model, tokenizer, settings, dataset, snapshot, seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     saved = save_checkpoint(

@@ -16,6 +16,7 @@ import numpy as np
 from index.dataset import Dataset
 from index.errors import ConfigError
 from index.snapshot import Snapshot
+from index.text import words
 from models.checkpoint import Checkpoint, CheckpointSettings, start_from
 from models.prompt import PromptBuilder, PromptSettings, prompt_text
 from models.tokenizer import Tokenizer
@@ -23,12 +24,16 @@ from models.training import loop, sft, state
 from models.training.build import fit_pseudo_queries
 from models.training.curriculum import Curriculum, Mixture
 from models.training.keyword_table import KeywordTable
+from models.training.likelihood import QueryLikelihood
 from models.training.material import Material, read_material
 from models.training.publishing import check_belongs, open_initial, publish
+from models.training.ranking_teacher import RankingTeacher
 from models.training.sft import SftSettings
-from models.training.teacher import Teacher
+from models.training.teacher import Teacher, Teaches
 from models.transformer import Qwen3
 
+CERTAIN = 0.7
+"""Judged pairs of at least this weight count as relevant in the query likelihood."""
 SERVING_PROMPT = PromptSettings(max_query_tokens=20, query_code_count=4)
 
 
@@ -131,18 +136,33 @@ def curriculum_of(
     seed: int,
 ) -> Curriculum:
     """The curriculum of a snapshot, with pseudo-queries and teacher fitted for it."""
-    vectors = snapshot.dense.vectors(np.arange(len(snapshot.items)))
     return Curriculum(
         snapshot,
         material,
         prompts,
         fit_pseudo_queries(material),
-        Teacher(vectors, snapshot.lexical),
+        teacher_of(snapshot, material),
         mixture=mixture,
         chunk_examples=chunk_examples,
         seed=seed,
         keywords=keywords,
     )
+
+
+def teacher_of(snapshot: Snapshot, material: Material) -> Teaches:
+    """Who says what is to be generated: with users' searches dense and lexical search, beside what
+    the users chose; without, a ranking that learned from the judged pairs."""
+    vectors = snapshot.dense.vectors(np.arange(len(snapshot.items)))
+    if material.visits or not material.known:
+        return Teacher(vectors, snapshot.lexical)
+    pairs = (
+        (words(query), row)
+        for query, wanted in material.known.items()
+        for row, weight in wanted
+        if weight >= CERTAIN
+    )
+    likelihood = QueryLikelihood.fit(material.titles, pairs)
+    return RankingTeacher(vectors, snapshot.lexical, likelihood)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,43 +40,30 @@ class Taught(NamedTuple):
     weights: FloatArray
 
 
-class Teacher:
-    """Exact search over item embeddings (n, d) in bfloat16, mixed with BM25."""
+class Teaches(Protocol):
+    """Targets of queries. `wants_pairs`: whether it is to be told which items people want for a
+    training query; who has learned from all pairs already is not."""
 
-    def __init__(
-        self,
-        embeddings: FloatArray,
-        lexical: Lexical | None,
-        *,
-        depth: int = DEPTH,
-        sharpness: float = SHARPNESS,
-        lexical_weight: float = LEXICAL_WEIGHT,
-    ) -> None:
-        self._items = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).bfloat16().T
-        self._lexical = lexical
-        self._depth = min(depth, len(embeddings))
-        self._sharpness = sharpness
-        self._lexical_weight = lexical_weight if lexical is not None else 0.0
+    @property
+    def wants_pairs(self) -> bool: ...
 
     def teach(
         self,
         queries: Sequence[str],
         embeddings: FloatArray,
         known: Sequence[Sequence[tuple[int, float]]],
-    ) -> Taught:
-        """Targets of each query. `known[i]`: (item row, positive weight) pairs, may be empty."""
-        rows, similarity = self._dense(embeddings)
-        score = similarity
-        if self._lexical is not None and self._lexical_weight > 0:
-            lexical = np.stack(
-                [self._lexical.scores(query, rows[i]) for i, query in enumerate(queries)]
-            )
-            peak = np.maximum(lexical.max(axis=1, keepdims=True), 1e-6)
-            score = similarity + self._lexical_weight * lexical / peak
-        weights = _softmax(self._sharpness * score)
-        return _mix_known(rows, weights, known)
+    ) -> Taught: ...
 
-    def _dense(self, embeddings: FloatArray) -> tuple[IntArray, FloatArray]:
+
+class DenseTop:
+    """Exact search over item embeddings (n, d) in bfloat16."""
+
+    def __init__(self, embeddings: FloatArray, depth: int) -> None:
+        self._items = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).bfloat16().T
+        self._depth = min(depth, len(embeddings))
+
+    def search(self, embeddings: FloatArray) -> tuple[IntArray, FloatArray]:
+        """Rows and similarities of the best of each query, both (N, T)."""
         found_rows: list[IntArray] = []
         found_scores: list[FloatArray] = []
         queries = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).bfloat16()
@@ -88,15 +75,57 @@ class Teacher:
         return np.concatenate(found_rows), np.concatenate(found_scores)
 
 
-def _softmax(scores: FloatArray) -> FloatArray:
+class Teacher:
+    """Exact search over item embeddings (n, d), mixed with BM25."""
+
+    wants_pairs = True
+
+    def __init__(
+        self,
+        embeddings: FloatArray,
+        lexical: Lexical | None,
+        *,
+        depth: int = DEPTH,
+        sharpness: float = SHARPNESS,
+        lexical_weight: float = LEXICAL_WEIGHT,
+    ) -> None:
+        self._dense = DenseTop(embeddings, depth)
+        self._lexical = lexical
+        self._sharpness = sharpness
+        self._lexical_weight = lexical_weight if lexical is not None else 0.0
+
+    def teach(
+        self,
+        queries: Sequence[str],
+        embeddings: FloatArray,
+        known: Sequence[Sequence[tuple[int, float]]],
+    ) -> Taught:
+        """Targets of each query. `known[i]`: (item row, positive weight) pairs, may be empty."""
+        rows, similarity = self._dense.search(embeddings)
+        score = similarity
+        if self._lexical is not None and self._lexical_weight > 0:
+            lexical = np.stack(
+                [self._lexical.scores(query, rows[i]) for i, query in enumerate(queries)]
+            )
+            peak = np.maximum(lexical.max(axis=1, keepdims=True), 1e-6)
+            score = similarity + self._lexical_weight * lexical / peak
+        weights = softmax(self._sharpness * score)
+        return mix_known(rows, weights, known, KNOWN_SHARE)
+
+
+def softmax(scores: FloatArray) -> FloatArray:
+    """Of each row of scores (N, T), float32."""
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _mix_known(
-    rows: IntArray, weights: FloatArray, known: Sequence[Sequence[tuple[int, float]]]
+def mix_known(
+    rows: IntArray,
+    weights: FloatArray,
+    known: Sequence[Sequence[tuple[int, float]]],
+    known_share: float,
 ) -> Taught:
-    """Append the known items as further columns holding KNOWN_SHARE of the weight."""
+    """Append the known items as further columns holding `known_share` of the weight."""
     width = max((len(pairs) for pairs in known), default=0)
     if width == 0:
         return Taught(rows, weights)
@@ -107,7 +136,7 @@ def _mix_known(
             known_rows[i, j] = row
             known_weights[i, j] = weight
     total = known_weights.sum(axis=1, keepdims=True)
-    share = np.where(total > 0, KNOWN_SHARE, 0.0).astype(np.float32)
+    share = np.where(total > 0, known_share, 0.0).astype(np.float32)
     known_weights *= share / np.maximum(total, 1e-12)
     return Taught(
         np.concatenate([rows, known_rows], axis=1),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from index.dataset import Dataset
 from index.snapshot import Snapshot
-from models.checkpoint import Checkpoint, CheckpointSettings
+from models.checkpoint import Checkpoint
 from models.training.calibration import FIRST_FACTORS, FURTHER_FACTORS, calibrate
 from models.training.relevance import relevant_rows
 from models.transformer import Qwen3
@@ -35,11 +35,6 @@ def checkpoint(pretrained: Path) -> Checkpoint:
     return Checkpoint.open(pretrained / "checkpoint")
 
 
-def without_histories(checkpoint: Checkpoint) -> CheckpointSettings:
-    settings = checkpoint.settings
-    return replace(settings, prompt=replace(settings.prompt, max_history=0, user_sid=False))
-
-
 def noisy(checkpoint: Checkpoint) -> Qwen3:
     """A decoder whose SID rows are loud noise."""
     model = checkpoint.load_model()
@@ -55,7 +50,7 @@ def test_noise_is_trusted_less(
 ):
     model = noisy(checkpoint)
     before = model.lm_head.weight.detach().clone()
-    settings = without_histories(checkpoint)
+    settings = checkpoint.settings
     factors = calibrate(model, checkpoint.tokenizer, settings, snapshot, relevant, BEAM)
     assert min(factors) < 1
     assert factors[0] in FIRST_FACTORS
@@ -68,16 +63,13 @@ def test_noise_is_trusted_less(
     assert torch.equal(after[text], before[text])
 
 
-@pytest.mark.parametrize("why", ["histories", "no prior", "no queries"])
+@pytest.mark.parametrize("why", ["no prior", "no queries"])
 def test_what_says_nothing_changes_nothing(
     why: str, checkpoint: Checkpoint, snapshot: Snapshot, relevant: dict[str, NDArray[np.int64]]
 ):
     model = noisy(checkpoint)
     before = model.lm_head.weight.detach().clone()
-    settings = without_histories(checkpoint)
-    if why == "histories":
-        settings = checkpoint.settings
-        assert settings.prompt.max_history > 0
+    settings = checkpoint.settings
     if why == "no prior":
         settings = replace(settings, level_prior_beta=0.0)
     asked = {} if why == "no queries" else relevant

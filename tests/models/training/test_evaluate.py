@@ -58,6 +58,9 @@ def test_all_methods_report_intervals_differences_and_legality(tiny_pair: Any) -
     difference = report["differences"]["generative - bm25"]
     expected = served["recall@10"] - report["methods"]["bm25"]["recall@10"]
     assert difference["recall@10"] == pytest.approx(expected)
+    beams = [report["methods"][name]["recall@50"] for name in ("generative_beam", "codec_beam")]
+    difference = report["differences"]["generative_beam - codec_beam"]
+    assert difference["recall@50"] == pytest.approx(beams[0] - beams[1])
 
 
 def test_a_full_beam_ranks_like_rescoring_everything(tiny_pair: Any) -> None:
