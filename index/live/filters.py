@@ -1,7 +1,7 @@
 """What a filter lets through in a view: rows, SIDs, and how many of each; kept and mended.
 
 A filter is evaluated once on the whole catalogue. Its bits in later views of the same base are
-mended where rows changed (`index.live.mending`). That happens in place, in memory that held its
+mended where rows changed (`index.live.sheets`). That happens in place, in memory that held its
 bits in an earlier view and that nobody reads any more; so a filter in use has memory for two or
 three views. What somebody still reads is copied. Where too much changed it is evaluated anew.
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from index.items import ItemFilter
 from index.live.arrays import Tail
-from index.live.mending import BaseArrays, Sheet
+from index.live.sheets import BaseArrays, Sheet
 from index.trie import TrieFilter
 
 if TYPE_CHECKING:

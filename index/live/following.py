@@ -1,10 +1,8 @@
 """A catalogue that another process writes: this one searches, and follows.
 
 The writer (`index.live.writer`) plans, encodes, logs and merges. What is left to do here for a
-batch is to lay down its delta and to answer the callers. A delta is laid down by who first asks for
-`view` after it came: a search then does not wait for the interpreter in its middle, and where
-nobody searches, several are laid down at a time. So a caller that was answered finds its changes in
-`view`.
+batch is to lay down its delta (`index.live.newest`) and to answer the callers, in this order: a
+caller that was answered finds its changes in `view`.
 
 Where the writer dies, searches go on with the view that they have, callers that wait hear that
 nobody knows what became of their changes, and another writer is started: it opens what the log has,
@@ -15,11 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,20 +24,15 @@ from pathlib import Path
 import orjson
 
 from index.encoder import kind_modules
-from index.errors import ArtifactError, OnesearchError
+from index.errors import ArtifactError
 from index.live import wire
-from index.live.catalogue import (
-    CatalogueBusy,
-    CatalogueClosed,
-    CatalogueUnsure,
-    LiveCatalogue,
-    LiveSettings,
-    LiveStatus,
-)
+from index.live.calls import Calls
+from index.live.catalogue import CatalogueClosed, LiveCatalogue, LiveSettings, LiveStatus
 from index.live.changes import Applied, Change, Rejected
 from index.live.channel import Channel, Kind
-from index.live.delta import Delta
 from index.live.directory import CatalogueHeld
+from index.live.line import Line
+from index.live.newest import Newest
 from index.live.nursery import Nursery, Writer
 from index.live.view import CatalogueView
 from index.live.writer import TAG, Order
@@ -53,19 +44,8 @@ LONG_LIFE_S = 60.0
 CLOSE_S = 10.0
 """A writer that is to end and tells nothing for this long is killed; what was acknowledged is in
 its log."""
-ANSWER_S = 30.0
-"""Callers hear after this long that a writer does not answer: it was stopped, or its disk hangs."""
 _LOOK_S = 0.5
-MAX_UNLAID = 8
-"""Deltas that may wait for somebody who asks for the view."""
 _notes = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    done: Future[Applied]
-    count: int
-    began: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +73,16 @@ class FollowingCatalogue(LiveCatalogue):
         self._nursery = nursery.share()
         self._origin = snapshot
         self._verify = verify
-        self._view: CatalogueView | None = None
-        self._unlaid: deque[bytearray] = deque()
-        self._laying = threading.Lock()
+        self._newest = Newest(self._end_writer)
+        self._calls = Calls(settings.max_waiting_changes)
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._hearing: Channel | None = None
         self._child: Writer | None = None
-        self._line: _Line | None = None
-        self._calls: dict[int, _Call] = {}
+        self._line: Line | None = None
         self._tasks: dict[int, Future[None]] = {}
         self._next_tag = 0
-        self._waiting = self._applied = self._rejected = 0
+        self._applied = self._rejected = 0
         self._counters = _Counters()
         self._opened: Future[None] = Future()
         self._closing = threading.Event()
@@ -139,10 +117,7 @@ class FollowingCatalogue(LiveCatalogue):
 
     @property
     def view(self) -> CatalogueView:
-        if self._unlaid:
-            self._lay_down()
-        assert self._view is not None, "an opened catalogue has a view"
-        return self._view
+        return self._newest.view
 
     @property
     def writer(self) -> int:
@@ -153,22 +128,9 @@ class FollowingCatalogue(LiveCatalogue):
     def submit(self, changes: Sequence[Change]) -> Future[Applied]:
         """See `LiveCatalogue.submit`. What was submitted is under way: it cannot be cancelled."""
         data = wire.to_bytes(changes)
-        done: Future[Applied] = Future()
-        done.set_running_or_notify_cancel()
         with self._lock:
-            channel, now = self._open_channel(), time.monotonic()
-            # The first is the oldest.
-            oldest = next(iter(self._calls.values()), None)
-            if oldest is not None and now > oldest.began + ANSWER_S:
-                raise CatalogueClosed(
-                    f"the catalogue's writer has not answered for {now - oldest.began:.0f} s; try "
-                    "again later"
-                )
-            if self._waiting and self._waiting + len(changes) > self.settings.max_waiting_changes:
-                raise CatalogueBusy(f"{self._waiting} changes wait already; try again later")
-            self._waiting += len(changes)
-            tag = self._new_tag()
-            self._calls[tag] = _Call(done, len(changes), now)
+            channel, tag = self._open_channel(), self._new_tag()
+            done = self._calls.put(tag, len(changes))
             channel.send((Kind.CALL, TAG.pack(tag) + data))
         return done
 
@@ -186,7 +148,7 @@ class FollowingCatalogue(LiveCatalogue):
             view.n_items,
             view.items.n_added,
             view.n_rows - view.n_items,
-            self._waiting,
+            self._calls.waiting,
             self._applied,
             self._rejected,
             counters.publications,
@@ -215,28 +177,10 @@ class FollowingCatalogue(LiveCatalogue):
         if not closed:
             self._nursery.leave()
 
-    def base_at(self, path: Path) -> Snapshot:
-        """The snapshot at a path, the one at hand where that is it. Raises ArtifactError."""
-        view = self._view
-        if view is not None and view.base.path.absolute() == path:
-            return view.base
-        origin = self._origin if isinstance(self._origin, Snapshot) else None
-        if origin is not None and origin.path.absolute() == path:
-            return origin
-        known = origin if view is None else view.base
-        text = None if known is None else known.text_parts
-        return Snapshot.open(path, verify=self._verify and view is None, text=text)
-
-    def prepare(self, view: CatalogueView) -> None:
-        """Searches get a view of this line soon."""
-        known = self._view
-        if self.on_merge is not None and known is not None and view.base is not known.base:
-            self.on_merge(view)
-
     def _open_channel(self) -> Channel:
         if self._closing.is_set():
             raise CatalogueClosed("the catalogue was closed")
-        if self._channel is None or self._view is None:
+        if self._channel is None or self._newest.laid is None:
             raise CatalogueClosed("the catalogue's writer is being started again; try again later")
         return self._channel
 
@@ -293,37 +237,30 @@ class FollowingCatalogue(LiveCatalogue):
         self._hearing = channel
         with theirs:
             self._child = self._nursery.bear(theirs, order)
-        for kind, body in channel.messages(self._tell_late_ones):
+        for kind, body in channel.messages(self._calls.tell_late_ones):
             self._heard_at = time.monotonic()
             self._hear(channel, kind, body)
 
     def _hear(self, channel: Channel, kind: Kind, body: bytearray) -> None:
         if kind is Kind.DELTA:
-            self._unlaid.append(body)
-            if len(self._unlaid) >= MAX_UNLAID:
-                self._lay_down()
+            self._newest.put(body)
         elif kind is Kind.ANSWERS:
             self._answer(body)
         elif kind is Kind.FAILED:
             tag, reason = orjson.loads(body)
-            call = self._taken(tag)
-            if not call.done.done():
-                call.done.set_exception(CatalogueClosed(reason))
+            self._calls.answer(tag, CatalogueClosed(reason))
         elif kind is Kind.COUNTERS:
             self._counters = _Counters(*orjson.loads(body))
         elif kind is Kind.BEGUN:
-            self._line = _Line(self, channel, Path(orjson.loads(body)))
+            path = Path(orjson.loads(body))
+            self._line = Line(path, channel, self._base_at, self._prepare)
         elif kind in (Kind.REPLAYED, Kind.PREPARE):
             assert self._line is not None
             self._line.put(kind, body)
         elif kind is Kind.MOVED:
             assert self._line is not None
             line, self._line = self._line, None
-            moved = line.end()
-            with self._laying:
-                # In this order: whoever sees nothing unlaid takes the view as it is.
-                self._view = moved
-                self._unlaid.clear()
+            self._newest.move(line.end())
         elif kind is Kind.OPENED:
             self._open(channel, orjson.loads(body))
         elif kind is Kind.DONE:
@@ -336,22 +273,23 @@ class FollowingCatalogue(LiveCatalogue):
             name, text = orjson.loads(body)
             raise (CatalogueHeld if name == CatalogueHeld.__name__ else ArtifactError)(text)
 
-    def _lay_down(self) -> None:
-        """Bring the view to what was told so far."""
-        with self._laying:
-            while self._unlaid:
-                assert self._view is not None
-                try:
-                    self._view = self._view.with_delta(Delta.from_bytes(self._unlaid[0]))
-                except Exception:  # noqa: BLE001  a search must not fail by it
-                    # Searches go on with the view as it is, until another writer's is there.
-                    _notes.exception("changes cannot be followed")
-                    self._unlaid.clear()
-                    child = self._child
-                    if child is not None:
-                        child.kill()
-                    return
-                self._unlaid.popleft()
+    def _base_at(self, path: Path) -> Snapshot:
+        """The snapshot at a path, the one at hand where that is it. Raises ArtifactError."""
+        view = self._newest.laid
+        if view is not None and view.base.path.absolute() == path:
+            return view.base
+        origin = self._origin if isinstance(self._origin, Snapshot) else None
+        if origin is not None and origin.path.absolute() == path:
+            return origin
+        known = origin if view is None else view.base
+        text = None if known is None else known.text_parts
+        return Snapshot.open(path, verify=self._verify and view is None, text=text)
+
+    def _prepare(self, view: CatalogueView) -> None:
+        """Searches get a view of this line soon."""
+        known = self._newest.laid
+        if self.on_merge is not None and known is not None and view.base is not known.base:
+            self.on_merge(view)
 
     def _open(self, channel: Channel, note: str) -> None:
         """Changes are taken from now on."""
@@ -368,30 +306,7 @@ class FollowingCatalogue(LiveCatalogue):
             self._applied += applied
             self._rejected += len(rejected)
             reasons = tuple([Rejected(*one) for one in rejected])
-            call = self._taken(tag)
-            if not call.done.done():
-                call.done.set_result(Applied(sequence, applied, reasons))
-
-    def _taken(self, tag: int) -> _Call:
-        with self._lock:
-            call = self._calls.pop(tag)
-            self._waiting -= call.count
-        return call
-
-    def _tell_late_ones(self) -> None:
-        """Tell callers that have waited too long. The writer may still answer, so they count as
-        waiting on."""
-        late = time.monotonic() - ANSWER_S
-        with self._lock:
-            calls = [call for call in self._calls.values() if call.began < late]
-        for call in calls:
-            if not call.done.done():
-                call.done.set_exception(
-                    CatalogueUnsure(
-                        f"the catalogue's writer has not answered for {ANSWER_S:.0f} s; whether "
-                        "these changes are made is not known, so send them again"
-                    )
-                )
+            self._calls.answer(tag, Applied(sequence, applied, reasons))
 
     def _finish_task(self, tag: int, error: str | None) -> None:
         done = self._tasks.pop(tag)
@@ -400,13 +315,17 @@ class FollowingCatalogue(LiveCatalogue):
         else:
             done.set_exception(ArtifactError(error))
 
+    def _end_writer(self) -> None:
+        """Another one is started then."""
+        child = self._child
+        if child is not None:
+            child.kill()
+
     def _end_child(self) -> None:
         """See a writer off whose messages have ended, and tell those who wait for it."""
         with self._lock:
             self._channel = None
-            calls, self._calls = self._calls, {}
             tasks, self._tasks = self._tasks, {}
-            self._waiting = 0
         line, self._line = self._line, None
         if line is not None:
             line.drop()
@@ -417,14 +336,7 @@ class FollowingCatalogue(LiveCatalogue):
         if child is not None and not child.wait(CLOSE_S):
             child.kill()
             child.wait(CLOSE_S)
-        for call in calls.values():
-            if not call.done.done():
-                call.done.set_exception(
-                    CatalogueUnsure(
-                        "the catalogue's writer ended; whether these changes were made is not "
-                        "known, so send them again"
-                    )
-                )
+        self._calls.drop()
         for task in tasks.values():
             task.set_exception(ArtifactError("the catalogue was closed"))
 
@@ -434,65 +346,3 @@ def _be_patient() -> None:
     the like: it does not take a search's when it is woken."""
     if hasattr(os, "SCHED_BATCH"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-class _Line:
-    """A line of views that is to follow the one that searches get, made in a thread of its own:
-    from a snapshot and what was replayed on it."""
-
-    def __init__(self, catalogue: FollowingCatalogue, channel: Channel, base: Path) -> None:
-        self._catalogue = catalogue
-        self._channel = channel
-        self._path = base
-        self._messages: queue.SimpleQueue[tuple[Kind, bytearray] | None] = queue.SimpleQueue()
-        self._view: CatalogueView | None = None
-        self._is_prepared = False
-        self._dropped = False
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="catalogue-line", daemon=True)
-        self._thread.start()
-
-    def put(self, kind: Kind, body: bytearray) -> None:
-        """Something that was told of the line."""
-        self._messages.put((kind, body))
-
-    def end(self) -> CatalogueView:
-        """Its newest view, for searches. Raises what went wrong with it."""
-        self._messages.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._view is not None
-        return self._view
-
-    def drop(self) -> None:
-        """It is not wanted any more."""
-        self._dropped = True
-        self._messages.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._view = CatalogueView.of(self._catalogue.base_at(self._path))
-            self._view.items.own()
-        except (OnesearchError, OSError) as error:
-            self._error = error
-        for message in iter(self._messages.get, None):
-            if self._error is None and not self._dropped:
-                self._attempt(*message)
-            if message[0] is Kind.PREPARE:
-                reason = "" if self._error is None else str(self._error) or repr(self._error)
-                self._channel.send((Kind.READY, orjson.dumps(reason)))
-        if self._error is None and not self._dropped:
-            self._attempt(Kind.PREPARE, bytearray())
-
-    def _attempt(self, kind: Kind, body: bytearray) -> None:
-        try:
-            assert self._view is not None
-            if kind is Kind.REPLAYED:
-                self._view = self._view.with_delta(Delta.from_bytes(body))
-            elif not self._is_prepared:
-                self._catalogue.prepare(self._view)
-                self._is_prepared = True
-        except Exception as error:  # noqa: BLE001  the writer must not go on as if it were prepared
-            self._error = error

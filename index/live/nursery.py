@@ -31,8 +31,8 @@ import psutil
 
 from index.encoder import kind_modules
 from index.errors import ArtifactError
+from index.live.merger import own_environment, python_module
 from index.live.writer import Order, write
-from index.live.writing import own_environment, python_module
 
 PRIORITY = 5
 """Niceness: where processors are short, searches come before changes, which still get a share."""

@@ -2,8 +2,8 @@
 
 A view reads like a `Snapshot` (`index.catalogue.Catalogue`) and never changes. It shares almost
 everything with the views before and after it: the base snapshot, what was added to it (which only
-grows; a view sees its beginning) and columns that are copied where they change. Views of one base
-form one line: only the newest may be changed further, by one writer.
+grows; a view sees its beginning) and columns that change in place and leave behind what earlier
+views read. Views of one base form one line: only the newest may be changed further, by one writer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Changes as bytes, between the process that is handed them and the one that makes them.
 
-JSON says less than Python: a number that is not finite becomes null, other objects have no form at
-all. What would be understood differently is judged before it is sent.
+A call is a list of lists in JSON, each a letter and what belongs to that kind of change. JSON says
+less than Python: a number that is not finite becomes null, other objects have no form at all. What
+would be understood differently is judged before it is sent.
 """
 
 from __future__ import annotations
@@ -27,27 +28,42 @@ from index.live.changes import (
 def to_bytes(changes: Sequence[Change]) -> bytes:
     """A call's changes; what cannot be sent is sent as refused."""
     try:
-        data = orjson.dumps(changes if type(changes) is list else list(changes), _plain)
+        data = orjson.dumps([_parts(change) for change in changes], _plain)
     except (orjson.JSONEncodeError, TypeError):
-        return orjson.dumps([_sendable(change) for change in changes])
-    if b"null" in data and any(_is_changed_by_json(change) for change in changes):
-        return orjson.dumps([_sendable(change) for change in changes], _plain)
-    return data
+        pass
+    else:
+        if b"null" not in data or not any(_is_changed_by_json(change) for change in changes):
+            return data
+    return orjson.dumps([_parts(_sendable(change)) for change in changes], _plain)
 
 
 def from_bytes(data: bytearray) -> list[Change]:
     """The changes of a call."""
-    return [_change(part) for part in cast(list[dict[str, Any]], orjson.loads(data))]
+    return [_change(parts) for parts in cast(list[list[Any]], orjson.loads(data))]
 
 
-def _change(part: dict[str, Any]) -> Change:
-    if "values" in part:
-        return Update(part["item_id"], part["values"])
-    if "item" in part:
-        return Upsert(part["item"])
-    if "reason" in part:
-        return Refused(part["item_id"], part["reason"])
-    return Delete(part["item_id"])
+def _change(parts: list[Any]) -> Change:
+    match parts[0]:
+        case "u":
+            return Update(parts[1], parts[2])
+        case "i":
+            return Upsert(parts[1])
+        case "d":
+            return Delete(parts[1])
+        case _:
+            return Refused(parts[1], parts[2])
+
+
+def _parts(change: Change) -> tuple[Any, ...]:
+    # Not the change itself: of objects with slots orjson makes JSON slowly.
+    if type(change) is Update:
+        return "u", change.item_id, change.values
+    if type(change) is Upsert:
+        return "i", change.item
+    if type(change) is Refused:
+        return "r", change.item_id, change.reason
+    assert type(change) is Delete, change
+    return "d", change.item_id
 
 
 def _plain(value: object) -> Any:

@@ -60,7 +60,7 @@ class Order:
 
 
 class Teller:
-    """Tells the other end what happens; see `index.live.writing.Listener`."""
+    """Tells the other end what happens; see `index.live.listener`."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel

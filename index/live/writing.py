@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -13,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -36,11 +33,12 @@ from index.live.directory import (
     check_reached,
     locked,
     reached_sequence,
-    remove_drafts,
     remove_old_merges,
     write_state,
 )
+from index.live.listener import Listener
 from index.live.log import ChangeLog, repair
+from index.live.merger import Merger
 from index.live.plan import Plan, plan
 from index.live.prepare import prepared
 from index.live.replay import replay
@@ -52,35 +50,6 @@ ENCODE_PIECE = 16
 SWITCH_CHANGES = 2_000
 """A merge is taken over once at most this many changes are left to replay."""
 _notes = logging.getLogger(__name__)
-
-
-class Listener(Protocol):
-    """Hears all that leads from view to view, so that it can be followed elsewhere."""
-
-    def made(self, tags: Sequence[int], answers: Sequence[Applied], delta: Delta | None) -> None:
-        """Calls were answered; `delta` led to the next view. In the writer's thread."""
-        ...
-
-    def begun(self, base: Path) -> None:
-        """A line of views begins at a snapshot; the one before goes on for now."""
-        ...
-
-    def replayed(self, delta: Delta) -> None:
-        """The new line goes on."""
-        ...
-
-    def prepare(self) -> None:
-        """Searches will get the new line's views soon. May take its time; raises ArtifactError
-        where they must not."""
-        ...
-
-    def moved(self) -> None:
-        """Searches get the new line's views from here on."""
-        ...
-
-    def merging(self) -> None:
-        """A merge began or ended."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +88,7 @@ class WritingCatalogue(LiveCatalogue):
         self._merge_error = ""
         self._next_merge = 0.0
         self._merge_thread: threading.Thread | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._merger = Merger()
         self._writer = threading.Thread(target=self._write, name="catalogue-writer", daemon=True)
         self._writer.start()
 
@@ -216,7 +185,8 @@ class WritingCatalogue(LiveCatalogue):
         artifact.check_free(Path(path), "snapshot", overwrite=False)
         with self._merging:
             through = self._begin_merge()
-            self._run_merge(through, Path(path))
+            base = self._view.base.path
+            self._merger.run(base, self.directory / LOG, through, Path(path))
 
     def status(self) -> LiveStatus:
         view = self._view
@@ -243,10 +213,7 @@ class WritingCatalogue(LiveCatalogue):
             self._closing = True
             self._wake.notify()
         self._writer.join()
-        child = self._child
-        if child is not None:
-            # Not `terminate`: where we ignore that signal, it does, too.
-            child.kill()
+        self._merger.stop()
         if self._merge_thread is not None:
             self._merge_thread.join()
         with self._merging:
@@ -362,7 +329,7 @@ class WritingCatalogue(LiveCatalogue):
         old = self._view.base
         path = self.directory / f"{MERGED}{through:020d}"
         if old.path != path.absolute():
-            self._run_merge(through, path)
+            self._merger.run(old.path, self.directory / LOG, through, path)
         base = Snapshot.open(path, verify=False, text=old.text_parts)
         write_state(self.directory, self._view.origin_version, path, through)
         listener = self._listener
@@ -393,37 +360,6 @@ class WritingCatalogue(LiveCatalogue):
     def _tell_of_merging(self) -> None:
         if self._listener is not None:
             self._listener.merging()
-
-    def _run_merge(self, through: int, path: Path) -> None:
-        base, log = self._view.base.path, self.directory / LOG
-        command = [*python_module("index.live.merge"), base, log, str(through), path]
-        child = self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=own_environment(),
-        )
-        if self._closing:
-            child.kill()
-        try:
-            # Its standard input stays open as long as we live: that is how it knows.
-            assert child.stderr is not None
-            told = child.stderr.read()
-            status = child.wait()
-            if status:
-                remove_drafts(path)
-                if self._closing:
-                    raise ArtifactError("the catalogue was closed")
-                killed = f"its process was ended by signal {-status}"
-                lines = told.decode(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else killed if status < 0 else "no reason given"
-                raise ArtifactError(f"the catalogue could not be merged: {reason}")
-        finally:
-            self._child = None
-            for pipe in (child.stdin, child.stderr):
-                if pipe is not None:
-                    pipe.close()
 
 
 def _note_reached(directory: Path, view: CatalogueView) -> None:
@@ -460,15 +396,3 @@ def _answers(calls: list[_Call], made: Plan, sequence: int) -> list[Applied]:
         answers.append(Applied(sequence, len(call.changes) - len(own), tuple(own)))
         first = end
     return answers
-
-
-def python_module(name: str) -> list[str]:
-    """The command that runs a module of ours, whatever files lie in the current directory."""
-    return [sys.executable, "-P", "-m", name]
-
-
-def own_environment() -> dict[str, str]:
-    """For processes of ours: our modules, one thread."""
-    paths = [path for path in sys.path if path]
-    threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | threads

@@ -18,7 +18,7 @@ import pytest
 
 from index.errors import ArtifactError
 from index.items import ItemFilter
-from index.live import following
+from index.live import calls, following, newest
 from index.live.catalogue import (
     CatalogueClosed,
     CatalogueUnsure,
@@ -122,11 +122,11 @@ def test_deltas_wait_for_who_asks_for_the_view_and_not_without_end(
         return with_delta(view, delta)
 
     monkeypatch.setattr(CatalogueView, "with_delta", counted)
-    for number in range(following.MAX_UNLAID - 1):
+    for number in range(newest.MAX_UNLAID - 1):
         catalogue.apply([Update("i1", {"price": float(number)})])
     assert not laid
     catalogue.apply([Delete("i2")])
-    until(lambda: len(laid) == following.MAX_UNLAID)
+    until(lambda: len(laid) == newest.MAX_UNLAID)
     last = catalogue.apply([Delete("i3")])
     assert catalogue.view.sequence == last.sequence == len(laid)
     assert catalogue.view.items.row_of("i3") is None
@@ -231,7 +231,7 @@ def test_closing_does_not_wait_for_a_merge(path: Path) -> None:
 def test_callers_of_a_stopped_writer_do_not_wait_for_ever(
     catalogue: FollowingCatalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "ANSWER_S", 0.5)
+    monkeypatch.setattr(calls, "ANSWER_S", 0.5)
     catalogue.apply([Delete("i0")])
     writer = psutil.Process(catalogue.writer)
     writer.suspend()
