@@ -24,12 +24,14 @@ def test_both_tables_from_real_servers(monkeypatch: pytest.MonkeyPatch):
     assert isinstance(added["added_ms"], float)
 
 
-def test_answers_that_are_not_whole_are_no_measurement():
+def test_refusals_are_told_and_failures_are_no_measurement():
     tally = Tally()
     tally.add("200", 0.001)
-    gateway._check({GATEWAY: [tally], BARE: [tally]})
+    assert gateway._check({GATEWAY: [tally], BARE: [tally]}) == 0
     tally.add("503", 0.001)
-    with pytest.raises(OnesearchError, match="gateway: not all answers were whole"):
+    assert gateway._check({GATEWAY: [tally], BARE: []}) == 50
+    tally.add("lost")
+    with pytest.raises(OnesearchError, match="gateway: not all were answered"):
         gateway._check({GATEWAY: [tally]})
 
 
