@@ -5,11 +5,10 @@ Source: Qwen3 technical report (arXiv 2505.09388) and the `Qwen3ForCausalLM` che
 The inference twin is `decoding/native/transformer.py`; a parity test ties the two.
 
 Rows are short (packed examples of about 64 tokens), so the arithmetic around the matrix products
-decides the speed on a CPU. Hence plain bmm–softmax–bmm attention, projections fused when they
-run, and autograd functions with hand-written backward passes for the norm, the rotation and
-SwiGLU. Under autocast everything between the products stays in the autocast type. Who needs the
-final states of some tokens only names them (`points`): of the others the last layer computes keys
-and values and nothing else.
+decides the speed on a CPU. Hence plain bmm–softmax–bmm attention, projections fused when they run,
+and norm, rotation and SwiGLU's gate in one pass each (`models.fused`). Under autocast everything
+between the products stays in the autocast type. Who needs the final states of some tokens only
+names them (`points`): of the others the last layer computes keys and values and nothing else.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from index.errors import ConfigError
 from models.dropout import Dropout
+from models.fused import gated_unit, parted_heads, rms_norm
 
 _NO_DROPOUT = Dropout(0.0)
 ARCHITECTURE = "Qwen3ForCausalLM"
@@ -114,8 +113,7 @@ class Qwen3Config:
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position, (B, 1, T, head_dim), in the computing type; the first half
-    of the sines is negated."""
+    """Cosine and sine of every position, float32 (B, T, head_dim / 2)."""
 
     cosine: Tensor
     sine: Tensor
@@ -179,7 +177,7 @@ class Qwen3(nn.Module):
         _, length, _ = embeddings.shape
         if position_ids is None:
             position_ids = torch.arange(length, device=embeddings.device)[None]
-        rotation = self._rotation(position_ids, compute_type)
+        rotation = self._rotation(position_ids.expand(len(embeddings), -1))
         bias = _additive(attention_bias, length, compute_type, embeddings.device)
         drop = dropout or _NO_DROPOUT
         state = drop(embeddings.to(compute_type), 0)
@@ -212,13 +210,12 @@ class Qwen3(nn.Module):
             return functional.embedding(token_ids, table)
         return functional.embedding(token_ids, table.to(_compute_type(table)))
 
-    def _rotation(self, position_ids: Tensor, compute_type: torch.dtype) -> Rotation:
+    def _rotation(self, position_ids: Tensor) -> Rotation:
         config = self.config
         exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device).float()
         frequencies = config.rope_theta ** (-exponents / config.head_dim)
-        angles = position_ids[:, None, :, None].float() * frequencies
-        cosine, sine = angles.cos().to(compute_type), angles.sin().to(compute_type)
-        return Rotation(torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1))
+        angles = position_ids[:, :, None].float() * frequencies
+        return Rotation(angles.cos(), angles.sin())
 
 
 class Backbone(nn.Module):
@@ -277,17 +274,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         batch, length, _ = state.shape
         asking = length if points is None else points.shape[1]
-        query, key, value = self._project(state, points)
-        asked = rotation if points is None else _rotation_at(rotation, points)
-        # The scores' 1/√D rides on the norm's weight.
-        query = self.q_norm(query, self.head_dim**-0.5)
-        query = _rotate(query.transpose(1, 2), asked)
-        key = _rotate(self.k_norm(key).transpose(1, 2), rotation)
+        query, key, value = self._heads(state, rotation, points)
         group = self.heads // self.key_heads
         # Query heads of one group lie beside their key head: fold them into its rows.
         query = query.reshape(batch * self.key_heads, group * asking, self.head_dim)
         key = key.reshape(batch * self.key_heads, length, self.head_dim)
-        value = value.transpose(1, 2).reshape(batch * self.key_heads, length, self.head_dim)
+        value = value.reshape(batch * self.key_heads, length, self.head_dim)
         scores = torch.bmm(query, key.transpose(1, 2))
         allowed = bias if points is None else _bias_at(bias, points)
         scores = scores.view(batch, self.heads, asking, length).add_(allowed)
@@ -295,19 +287,35 @@ class Attention(nn.Module):
         mixed = torch.bmm(weights, value).view(batch, self.heads, asking, self.head_dim)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, asking, -1))
 
-    def _project(self, state: Tensor, points: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T or P, H, D) of the points, keys and values (B, T, C, D) of all."""
-        batch, length, _ = state.shape
-        if points is not None:
-            weight = torch.cat((self.k_proj.weight, self.v_proj.weight))
-            both = functional.linear(state, weight).view(batch, length, -1, self.head_dim)
-            query = self.q_proj(_at(state, points)).view(batch, -1, self.heads, self.head_dim)
-            key, value = both.split(self.key_heads, dim=2)
-            return query, key, value
-        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
-        projected = functional.linear(state, weight).view(batch, length, -1, self.head_dim)
-        query, key, value = projected.split((self.heads, self.key_heads, self.key_heads), dim=2)
+    def _heads(
+        self, state: Tensor, rotation: Rotation, points: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T or P, D) of the points, keys and values (B, C, T, D) of all."""
+        # The scores' 1/√D rides on the norm's weight.
+        to_query = (self.q_norm.weight * self.head_dim**-0.5).expand(self.heads, -1)
+        to_key = self.k_norm.weight.expand(self.key_heads, -1)
+        matrices = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        if points is None:
+            both = torch.cat((to_query, to_key))
+            return self._parted(state, matrices, both, rotation, (self.heads, self.key_heads))
+        asked = _rotation_at(rotation, points)
+        query, _, _ = self._parted(
+            _at(state, points), matrices[:1], to_query, asked, (self.heads, 0)
+        )
+        _, key, value = self._parted(state, matrices[1:], to_key, rotation, (0, self.key_heads))
         return query, key, value
+
+    def _parted(
+        self,
+        state: Tensor,
+        matrices: tuple[Tensor, ...],
+        weight: Tensor,
+        rotation: Rotation,
+        heads: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+        projected = functional.linear(state, matrix).view(*state.shape[:2], -1, self.head_dim)
+        return parted_heads(projected, weight, self.q_norm.epsilon, *rotation, heads)
 
 
 class SwiGlu(nn.Module):
@@ -321,97 +329,20 @@ class SwiGlu(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, state: Tensor) -> Tensor:
-        gated = _GatedUnit.apply(self.gate_proj(state), self.up_proj(state))
-        return self.down_proj(cast(Tensor, gated))
+        both = torch.cat((self.gate_proj.weight, self.up_proj.weight))
+        return self.down_proj(gated_unit(functional.linear(state, both)))
 
 
 class RmsNorm(nn.Module):
-    """x / √(mean x² + ε) · weight · scale over the last axis."""
+    """x / √(mean x² + ε) · weight over the last axis."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
 
-    def forward(self, state: Tensor, scale: float = 1.0) -> Tensor:
-        weight = self.weight if scale == 1.0 else self.weight * scale
-        if state.is_cuda:  # There the norm is one kernel, forward and backward.
-            narrow = weight.to(state.dtype)
-            return functional.rms_norm(state, narrow.shape, narrow, self.epsilon)
-        return cast(Tensor, _RmsNormalise.apply(state, weight, self.epsilon))
-
-
-class _RmsNormalise(torch.autograd.Function):
-    """RMSNorm whose backward rides on the fused layer-norm kernel.
-
-    With x̂ = x·r, g = w·∂y:  ∂x = r·(g − x̂·mean(g·x̂)).  Layer norm's backward at mean 0 is the
-    same less r·mean(g), which is added back.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, state: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        narrow = weight.to(state.dtype)
-        ctx.save_for_backward(state, weight)
-        ctx.epsilon = epsilon  # pyright: ignore[reportAttributeAccessIssue]
-        return functional.rms_norm(state, (state.shape[-1],), narrow, epsilon)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        state, weight = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
-        gradient = gradients[0]
-        width = state.shape[-1]
-        exact_type = torch.promote_types(state.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=exact_type)
-        scale = torch.rsqrt(norm.square_().div_(width).add_(ctx.epsilon))
-        narrow = weight.to(state.dtype)
-        exact, wanted = weight.to(exact_type), [True, True, False]
-        state_gradient, weight_gradient, _ = torch.ops.aten.native_layer_norm_backward(
-            gradient, state, [width], torch.zeros_like(scale), scale, exact, exact, wanted
-        )
-        rows = gradient.reshape(-1, width)
-        missing = torch.mv(rows, narrow.div(width)).view(scale.shape)
-        state_gradient.add_(missing.mul_(scale.to(state.dtype)))
-        return state_gradient, weight_gradient.to(weight.dtype), None
-
-
-class _GatedUnit(torch.autograd.Function):
-    """silu(gate)·up; keeps its two inputs only and computes silu again for the gradient."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return functional.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
-        gate_gradient = torch.ops.aten.silu_backward(gradients[0] * up, gate)
-        return gate_gradient, functional.silu(gate).mul_(gradients[0])
-
-
-class _Rotate(torch.autograd.Function):
-    """Rotary positions, halves convention. The inverse rotation is the gradient."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, state: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
-        return _turn(state, cosine, sine, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
-        return _turn(gradients[0], cosine, sine, -1.0), None, None
-
-
-def _turn(state: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:
-    half = state.shape[-1] // 2
-    turned = torch.cat((state[..., half:], state[..., :half]), dim=-1)
-    turned.mul_(sine if sign > 0 else -sine)
-    return turned.addcmul_(state, cosine)
-
-
-def _rotate(state: Tensor, rotation: Rotation) -> Tensor:
-    return cast(Tensor, _Rotate.apply(state, rotation.cosine, rotation.sine))
+    def forward(self, state: Tensor) -> Tensor:
+        return rms_norm(state, self.weight, self.epsilon)
 
 
 def _compute_type(embeddings: Tensor) -> torch.dtype:
@@ -443,10 +374,7 @@ def _at(state: Tensor, points: Tensor) -> Tensor:
 
 
 def _rotation_at(rotation: Rotation, points: Tensor) -> Rotation:
-    def take(table: Tensor) -> Tensor:
-        return _at(table[:, 0].expand(len(points), -1, -1), points)[:, None]
-
-    return Rotation(take(rotation.cosine), take(rotation.sine))
+    return Rotation(_at(rotation.cosine, points), _at(rotation.sine, points))
 
 
 def _bias_at(bias: Tensor, points: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The decoder's arithmetic between its matrix products, each piece in one pass over the rows.
 
-Arrays are float32, or bfloat16 as the upper halves of float32 in uint16; sums and functions are
-float32 in either case. Rows of queries lie in slots (see rows.py): head h of row r is at
+Arrays are float32 or bfloat16 (decoding/native/numbers.py); sums and functions are float32 in
+either case. Rows of queries lie in slots (see rows.py): head h of row r is at
 first[r] + h·stride[r].
 
 Kernels release the interpreter lock and share their rows among a team's threads (decoding/team.py):
@@ -10,99 +10,31 @@ each is a loop over a part of the rows, and the function after it that shares it
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 from numpy.typing import NDArray
-from torch import Tensor
 
+from decoding.native.numbers import FAST, ONE, ZERO, Array, Floats, exponential, put, wide
 from decoding.team import Team, shared
 
-Array = NDArray[Any]
-Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-# Sums may be reordered; infinities keep their meaning.
-_FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}
-_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _SMALLEST = np.int32(-0x7F000000)
-_LOG2_E = np.float32(1.44269504)
-_FLOOR = np.float32(-126.0)
-# 2ʳ on [-½, ½], minimax in relative error 2e-8.
-_C1, _C2, _C3 = np.float32(0.69314718), np.float32(0.24022651), np.float32(0.05550357)
-_C4, _C5, _C6 = np.float32(0.00961813), np.float32(0.00133988), np.float32(0.00015403)
 
 
-def raw(tensor: Tensor) -> Array:
-    """A tensor's memory as the kernels read it."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _wide(value: Any) -> Any:
-    """An element of either type as float32; exists in compiled code only."""
-    raise NotImplementedError
-
-
-def _put(target: Any, index: Any, value: Any) -> None:
-    """target[index] = value, rounded to nearest even where the target is bfloat16."""
-    raise NotImplementedError
-
-
-def _wide_narrow(value: Any) -> Any:
-    return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
-
-
-def _wide_exact(value: Any) -> Any:
-    return np.float32(value)
-
-
-@overload(_wide)
-def _overload_wide(value: Any) -> Any:
-    return _wide_narrow if value == types.uint16 else _wide_exact
-
-
-def _put_narrow(target: Any, index: Any, value: Any) -> None:
-    bits = np.float32(value).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
-    target[index] = np.uint16(rounded >> np.uint32(16))
-
-
-def _put_exact(target: Any, index: Any, value: Any) -> None:
-    target[index] = value
-
-
-@overload(_put)
-def _overload_put(target: Any, index: Any, value: Any) -> Any:
-    return _put_narrow if target.dtype == types.uint16 else _put_exact
-
-
-@njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _exponential(x: np.float32) -> np.float32:
-    """eˣ for x ≤ 0."""
-    scaled = max(np.float32(x * _LOG2_E), _FLOOR)
-    whole = np.int32(scaled - _HALF)  # Truncation: nearest, as it is not positive.
-    r = np.float32(scaled - np.float32(whole))
-    power = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
-    return np.float32(power * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32))
-
-
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _normalise(
     begin: int, end: int, state: Floats, weight: Floats, epsilon: float, out: Array
 ) -> None:
     width = state.shape[1]
     for row in range(begin, end):
         line, target = state[row], out[row]
-        total = _ZERO
+        total = ZERO
         for i in range(width):
             total += line[i] * line[i]
-        scale = _ONE / np.sqrt(np.float32(total / np.float32(width) + np.float32(epsilon)))
+        scale = ONE / np.sqrt(np.float32(total / np.float32(width) + np.float32(epsilon)))
         for i in range(width):
-            _put(target, i, line[i] * scale * weight[i])
+            put(target, i, line[i] * scale * weight[i])
 
 
 _share_normalise = shared(_normalise)
@@ -114,21 +46,21 @@ def normalise(team: Team, state: Floats, weight: Floats, epsilon: float, out: Ar
     _share_normalise(team, 0, len(state), (state, weight, epsilon, out))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _add_and_normalise(
     begin: int, end: int, state: Floats, change: Array, weight: Floats, epsilon: float, out: Array
 ) -> None:
     width = state.shape[1]
     for row in range(begin, end):
         line, more, target = state[row], change[row], out[row]
-        total = _ZERO
+        total = ZERO
         for i in range(width):
-            value = line[i] + _wide(more[i])
+            value = line[i] + wide(more[i])
             line[i] = value
             total += value * value
-        scale = _ONE / np.sqrt(np.float32(total / np.float32(width) + np.float32(epsilon)))
+        scale = ONE / np.sqrt(np.float32(total / np.float32(width) + np.float32(epsilon)))
         for i in range(width):
-            _put(target, i, line[i] * scale * weight[i])
+            put(target, i, line[i] * scale * weight[i])
 
 
 _share_add_and_normalise = shared(_add_and_normalise)
@@ -147,7 +79,7 @@ def add_and_normalise(
 # view to count, none of it is vectorised.
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _place_queries(
     begin: int,
     end: int,
@@ -167,21 +99,21 @@ def _place_queries(
         at = positions[row]
         for head in range(heads):
             slot = first[row] + head * stride[row]
-            total = _ZERO
+            total = ZERO
             for i in range(half):
-                low[i] = _wide(projected[row, head, 0, i])
-                high[i] = _wide(projected[row, head, 1, i])
+                low[i] = wide(projected[row, head, 0, i])
+                high[i] = wide(projected[row, head, 1, i])
                 total += low[i] * low[i] + high[i] * high[i]
             mean = np.float32(total / np.float32(2 * half))
-            scale = _ONE / np.sqrt(np.float32(mean + np.float32(epsilon)))
+            scale = ONE / np.sqrt(np.float32(mean + np.float32(epsilon)))
             for i in range(half):
                 low[i] *= scale * weight[head, 0, i]
             for i in range(half):
                 high[i] *= scale * weight[head, 1, i]
             for i in range(half):
-                _put(out, (slot, 0, i), low[i] * cosine[at, i] - high[i] * sine[at, i])
+                put(out, (slot, 0, i), low[i] * cosine[at, i] - high[i] * sine[at, i])
             for i in range(half):
-                _put(out, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
+                put(out, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
 
 
 _share_place_queries = shared(_place_queries)
@@ -213,7 +145,7 @@ def place_queries(
     )
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _place_keys(
     begin: int,
     end: int,
@@ -236,21 +168,21 @@ def _place_keys(
         for head in range(heads):
             slot = first[row] + head * stride[row]
             source = queries + head
-            total = _ZERO
+            total = ZERO
             for i in range(half):
-                low[i] = _wide(projected[row, source, 0, i])
-                high[i] = _wide(projected[row, source, 1, i])
+                low[i] = wide(projected[row, source, 0, i])
+                high[i] = wide(projected[row, source, 1, i])
                 total += low[i] * low[i] + high[i] * high[i]
             mean = np.float32(total / np.float32(2 * half))
-            scale = _ONE / np.sqrt(np.float32(mean + np.float32(epsilon)))
+            scale = ONE / np.sqrt(np.float32(mean + np.float32(epsilon)))
             for i in range(half):
                 low[i] *= scale * weight[head, 0, i]
             for i in range(half):
                 high[i] *= scale * weight[head, 1, i]
             for i in range(half):
-                _put(keys, (slot, 0, i), low[i] * cosine[at, i] - high[i] * sine[at, i])
+                put(keys, (slot, 0, i), low[i] * cosine[at, i] - high[i] * sine[at, i])
             for i in range(half):
-                _put(keys, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
+                put(keys, (slot, 1, i), high[i] * cosine[at, i] + low[i] * sine[at, i])
             source += heads
             for i in range(half):
                 values[slot, 0, i] = projected[row, source, 0, i]
@@ -296,7 +228,7 @@ def _ordered(bits: np.int32) -> np.int32:
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _soften(
     begin: int,
     end: int,
@@ -321,31 +253,31 @@ def _soften(
             line, share = scores[slot - offset], own[row, head]
             largest = _SMALLEST
             for t in range(seen):
-                value = _wide(line[t])
+                value = wide(line[t])
                 exact[t] = value
                 largest = max(largest, _ordered(np.float32(value).view(np.int32)))
             highest = _ordered(largest).view(np.float32)
             query = queries[slot]
             for step in range(steps):
                 key = keys[step, ancestry[step, row], head // group]
-                dot = _ZERO
+                dot = ZERO
                 for i in range(size):
-                    dot += _wide(query[i]) * _wide(key[i])
+                    dot += wide(query[i]) * wide(key[i])
                 share[step] = dot
                 highest = max(highest, dot)
-            total = _ZERO
+            total = ZERO
             for t in range(seen):
-                value = _exponential(exact[t] - highest)
+                value = exponential(exact[t] - highest)
                 exact[t] = value
                 total += value
             for step in range(steps):
-                share[step] = _exponential(share[step] - highest)
+                share[step] = exponential(share[step] - highest)
                 total += share[step]
-            scale = _ONE / total
+            scale = ONE / total
             for t in range(seen):
-                _put(line, t, exact[t] * scale)
+                put(line, t, exact[t] * scale)
             for t in range(seen, longest):
-                _put(line, t, _ZERO)
+                put(line, t, ZERO)
             for step in range(steps):
                 share[step] *= scale
 
@@ -383,7 +315,7 @@ def soften(
     )
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _blend(
     begin: int,
     end: int,
@@ -403,15 +335,15 @@ def _blend(
         for head in range(heads):
             line = mixed[first[row] + head * stride[row] - offset]
             for i in range(size):
-                exact[i] = _wide(line[i])
+                exact[i] = wide(line[i])
             for step in range(len(ancestry)):
                 value = values[step, ancestry[step, row], head // group]
                 share = own[row, head, step]
                 for i in range(size):
-                    exact[i] += share * _wide(value[i])
+                    exact[i] += share * wide(value[i])
             target = out[row, head * size : (head + 1) * size]
             for i in range(size):
-                _put(target, i, exact[i])
+                put(target, i, exact[i])
 
 
 _share_blend = shared(_blend)
@@ -436,17 +368,17 @@ def blend(
     _share_blend(team, begin, end, (mixed, offset, first, stride, values, ancestry, own, out))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _gate(begin: int, end: int, both: Array, out: Array) -> None:
     width = out.shape[1]
     for row in range(begin, end):
         gates, ups, target = both[row, :width], both[row, width:], out[row]
         for i in range(width):
-            x = _wide(gates[i])
-            small = _exponential(-abs(x))
+            x = wide(gates[i])
+            small = exponential(-abs(x))
             # The logistic function from e^-|x| alone, so that nothing overflows.
-            share = (small if x < _ZERO else _ONE) / (_ONE + small)
-            _put(target, i, x * share * _wide(ups[i]))
+            share = (small if x < ZERO else ONE) / (ONE + small)
+            put(target, i, x * share * wide(ups[i]))
 
 
 _share_gate = shared(_gate)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decoding.native.kernels import Array, raw
+from decoding.native.numbers import Array, raw
 from decoding.weights import DecoderShape
 
 

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoding.native.kernels import (
-    Array,
-    Floats,
     Indices,
     add_and_normalise,
     blend,
@@ -31,10 +29,10 @@ from decoding.native.kernels import (
     normalise,
     place_keys,
     place_queries,
-    raw,
     soften,
 )
 from decoding.native.kv import BeamKV, ContextKV
+from decoding.native.numbers import Array, Floats, raw
 from decoding.native.product import Product
 from decoding.native.rows import Rows
 from decoding.team import torch_team

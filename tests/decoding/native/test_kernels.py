@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as functional
 
 from decoding.native import kernels
-from decoding.native.kernels import raw
+from decoding.native.numbers import raw
 from decoding.team import ALONE, Team, torch_team
 
 DTYPES = (torch.float32, torch.bfloat16)
