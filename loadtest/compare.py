@@ -93,4 +93,4 @@ def _drawn(requests: Requests, random: np.random.Generator) -> NDArray[np.float6
         )
         for _ in range(DRAWS)
     ]
-    return np.asarray(rows)
+    return np.asarray(rows, np.float64)

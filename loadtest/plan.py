@@ -74,14 +74,12 @@ class Plan:
         """What `write` wrote."""
         found: dict[str, Any] = orjson.loads(file.read_bytes())
         knee = found.pop("knee")
-        return cls(
-            **found
-            | {
-                "phases": tuple(Phase(**phase) for phase in found["phases"]),
-                "versions": tuple(found["versions"]),
-                "knee": None if knee is None else KneeSearch(**knee),
-            }
-        )
+        fields: dict[str, Any] = found | {
+            "phases": tuple(Phase(**phase) for phase in found["phases"]),
+            "versions": tuple(found["versions"]),
+            "knee": None if knee is None else KneeSearch(**knee),
+        }
+        return cls(**fields)
 
 
 def mixed_phases(scale: float, *, swaps: bool, changes: bool) -> tuple[Phase, ...]:

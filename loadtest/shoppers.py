@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import gevent
 import numpy as np
@@ -190,12 +190,12 @@ class Shoppers(FastHttpUser):
         if request.body is not None:
             headers["Content-Type"] = "application/json"
         with (
-            gevent.Timeout(timeout_s, False),
+            gevent.Timeout(timeout_s, cast(Any, False)),
             self.client.request(
                 request.method,
                 request.path,
                 name=request.kind,
-                data=request.body,
+                data=cast(Any, request.body),
                 headers=headers,
                 catch_response=True,
             ) as response,

@@ -22,13 +22,13 @@ class Objective(BaseModel):
 
     phases: list[str] = Field(min_length=1)
     kind: str
-    p50_ms: float | None = Field(None, gt=0)
-    p95_ms: float | None = Field(None, gt=0)
-    p99_ms: float | None = Field(None, gt=0)
-    max_ms: float | None = Field(None, gt=0)
-    degraded_share: float | None = Field(None, ge=0, le=1)
-    refused_share: float | None = Field(None, ge=0, le=1)
-    error_share: float | None = Field(None, ge=0, le=1)
+    p50_ms: float | None = Field(default=None, gt=0)
+    p95_ms: float | None = Field(default=None, gt=0)
+    p99_ms: float | None = Field(default=None, gt=0)
+    max_ms: float | None = Field(default=None, gt=0)
+    degraded_share: float | None = Field(default=None, ge=0, le=1)
+    refused_share: float | None = Field(default=None, ge=0, le=1)
+    error_share: float | None = Field(default=None, ge=0, le=1)
 
 
 class OfRun(BaseModel):
@@ -37,8 +37,8 @@ class OfRun(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    unexplained_errors: int | None = Field(None, ge=0)
-    knee_per_s: float | None = Field(None, gt=0)
+    unexplained_errors: int | None = Field(default=None, ge=0)
+    knee_per_s: float | None = Field(default=None, gt=0)
     memory_mb_per_hour: float | None = None
 
 

@@ -8,7 +8,7 @@ starts, so that drawing costs nothing while it runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,9 +191,12 @@ def _zipf(count: int, wanted: int, random: np.random.Generator) -> list[int]:
 def _chosen(values: Sequence[str], count: int, random: np.random.Generator) -> list[str]:
     if not values:
         return []
-    return [values[place] for place in random.integers(len(values), size=count).tolist()]
+    return [values[int(place)] for place in random.integers(len(values), size=count)]
 
 
-def _most_common(lists: Sequence[Sequence[str] | None], most: int = 20) -> list[str]:
-    counts = Counter(value for values in lists for value in values or ())
+def _most_common(lists: Iterable[Iterable[str] | None], most: int = 20) -> list[str]:
+    counts: Counter[str] = Counter()
+    for values in lists:
+        for value in values or ():
+            counts[value] += 1
     return [value for value, _ in counts.most_common(most)]

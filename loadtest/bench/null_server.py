@@ -24,13 +24,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from decoding.engine import EngineStats
 from index.errors import ConfigError
 from index.live.changes import Change
+from server import settings as settings_of
 from server.app import create_app
 from server.cli.serve import bind, loop_factory
 from server.connections import server_config
 from server.logs import forward_standard_logging, make_logger
 from server.schemas import Hit, Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
-from server.settings import Settings
 
 HITS = 10
 KINDS = ("gateway", "bare")
@@ -115,7 +115,7 @@ def _application(kind: str) -> tuple[ASGIApp, str]:
     """The application, and whether uvicorn runs its lifespan."""
     if kind == "bare":
         return bare, "off"
-    settings = Settings(log_level="info", events=False)
+    settings = settings_of.load(None).model_copy(update={"events": False})
     log = make_logger(settings.log_level)
     forward_standard_logging(log)
     return create_app(NullSearcher(), settings, log=log), "on"
