@@ -93,11 +93,14 @@ def features(
     rows: NDArray[np.integer[Any]],
     leaf_scores_of_rows: NDArray[np.float32] | None,
     catalogue: Catalogue,
+    *,
+    with_words: bool = True,
 ) -> NDArray[np.float32]:
     """Features of the candidate items, float32 (n, F), columns as in FEATURES.
 
     `query_embedding` (d,); `rows` (n,) item rows; `leaf_scores_of_rows` (n,) log-probability of
-    each row's hypothesis, NaN or −inf for rows found outside the beam, None without a beam.
+    each row's hypothesis, NaN or −inf for rows found outside the beam, None without a beam. Without
+    words their column, which costs most, is 0.
     """
     result = np.zeros((len(rows), len(FEATURES)), dtype=np.float32)
     if leaf_scores_of_rows is not None:
@@ -108,7 +111,8 @@ def features(
         result[:, 2] = catalogue.lexical.scores(query_text, rows) / bound
     result[:, 3] = catalogue.items.popularity_score[rows]
     result[:, 4] = price_feature(catalogue.items.price[rows], result[:, 1])
-    result[:, 5] = catalogue.lexical.coverage(query_text, rows)
+    if with_words:
+        result[:, 5] = catalogue.lexical.coverage(query_text, rows)
     return result
 
 

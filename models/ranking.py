@@ -91,13 +91,23 @@ def rank_candidates(
     query_embedding: NDArray[np.float32],
     candidates: Candidates,
     taste: NDArray[np.float32] | None = None,
+    *,
+    explained: bool = True,
 ) -> Ranked:
     """Candidates in served order: those that the query names, then the others, by score.
 
     `taste` float32 (n,): what the user's history adds to each. The score of a named item is raised
-    by what lifts the worst of them above the best of all.
+    by what lifts the worst of them above the best of all. Not `explained`: a costly feature whose
+    weight is 0 may be left at 0.
     """
-    table = features(query_embedding, query_text, candidates.rows, candidates.sid_scores, catalogue)
+    table = features(
+        query_embedding,
+        query_text,
+        candidates.rows,
+        candidates.sid_scores,
+        catalogue,
+        with_words=explained or weights.words != 0,
+    )
     total = score(table, weights)
     if taste is not None:
         total = total + taste

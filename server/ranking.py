@@ -56,7 +56,9 @@ def ranking_of(
     weights, taste = bonus_of(
         generation.personal, generation.weights, prepared.history, chosen.rows, view
     )
-    ranked = rank_candidates(view, weights, query, embedding, chosen, taste)
+    ranked = rank_candidates(
+        view, weights, query, embedding, chosen, taste, explained=request.explain
+    )
     writing = time.perf_counter()
     hits = hits_of(view, weights, ranked, beam, request.limit, explain=request.explain)
     illegal = illegalities(view, hits, beam, ranked.hypothesis[: len(hits)])

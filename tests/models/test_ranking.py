@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,16 @@ def test_a_named_item_goes_first_and_keeps_to_the_filter(snapshot: Snapshot):
     embedding = snapshot.embed_queries(["i35"])[0]
     made = with_retrieved(snapshot, "i35", embedding, nothing, mask, 3)
     assert last not in made.rows
+
+
+def test_what_is_not_explained_is_ranked_alike(snapshot: Snapshot):
+    embedding = snapshot.embed_queries([QUERY])[0]
+    found = hypotheses(snapshot, 12)
+    made = candidates_of(snapshot, found.leaves, found.scores)
+    for weights in (WEIGHTS, replace(WEIGHTS, words=2.0)):
+        whole = rank_candidates(snapshot, weights, QUERY, embedding, made)
+        brief = rank_candidates(snapshot, weights, QUERY, embedding, made, explained=False)
+        np.testing.assert_array_equal(whole.rows, brief.rows)
+        np.testing.assert_array_equal(whole.scores, brief.scores)
+        assert whole.features[:, 5].any()
+        assert brief.features[:, 5].any() == (weights.words > 0)
