@@ -76,13 +76,14 @@ class WaveRunner(Protocol):
 class Runner:
     """Weights and trie. Methods may be called from any thread."""
 
-    def __init__(self, weights: DecoderWeights, trie: Trie) -> None:
+    def __init__(self, weights: DecoderWeights, trie: Trie, *, measured: bool = True) -> None:
+        """`measured` False: results repeat from process to process, see `Decoder`."""
         if weights.layout != trie.layout:
             raise ArtifactError(
                 f"the weights decode {weights.layout.level_sizes} codes per level, "
                 f"the trie has {trie.layout.level_sizes}; they are of different codecs"
             )
-        self.decoder = Decoder(weights)
+        self.decoder = Decoder(weights, measured=measured)
         self.trie = trie
         self.weights = weights
 

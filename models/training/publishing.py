@@ -120,8 +120,9 @@ def valid_rate(
 
 
 def runner_of(model: Qwen3, tokenizer: Tokenizer, snapshot: Snapshot) -> Runner:
-    """The native engine's runner over live weights (copied: take it again after an update)."""
-    return Runner(weights_of(model, tokenizer, snapshot), snapshot.trie)
+    """The native engine's runner over live weights (copied: take it again after an update). What
+    is fitted on its scores repeats, as training does."""
+    return Runner(weights_of(model, tokenizer, snapshot), snapshot.trie, measured=False)
 
 
 def weights_of(model: Qwen3, tokenizer: Tokenizer, snapshot: Snapshot) -> DecoderWeights:

@@ -27,7 +27,7 @@ from server.metrics import Metrics
 from server.rollout import start_rollout
 from server.settings import Settings
 
-CONVERGED_S = 30.0  # Two seconds on an idle machine; tests run on busy ones.
+CONVERGED_S = 2.0
 QUERY = {"query": "red oak desk", "limit": 36, "explain": True}
 
 
