@@ -218,6 +218,11 @@ def test_a_server_that_grew_slower_or_faster_is_noticed():
         latencies, _, _ = house.storm(3 / service_s, 300 * service_s)
         assert p99(latencies) <= 1.5 * CROWD * max(PATIENCE * service_s, SOON_S)
         assert len(latencies) > 250
+        # Once the account for crowds is used up.
+        latencies, _, _ = house.storm(3 / service_s, 4 * CROWD_S + 300 * service_s)
+        later = latencies[int(2 * CROWD_S / service_s) :]
+        assert p99(later) <= 1.5 * max(PATIENCE * service_s, SOON_S)
+        assert len(later) > 250
 
 
 def test_where_many_make_answers_late_fewer_are_let_in():

@@ -182,6 +182,13 @@ def test_a_server_that_is_started_again_goes_on_judging(
     assert follow(**OWN).get("/admin/generations").json()["trials"] == []
 
 
+def test_what_was_promoted_without_figures_is_not_on_trial(
+    published: Any, follow: Callable[..., httpx.Client]
+):
+    promotion.promote(published.registry, published.second)
+    assert follow(**OWN).get("/admin/generations").json()["trials"] == []
+
+
 def test_a_trial_whose_window_has_passed_is_not_resumed(published: Any):
     registry = published.registry
     state = promotion.promote(registry, published.second)
