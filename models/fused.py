@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from decoding.native.kernels import gate
 from decoding.native.numbers import raw
 from decoding.team import torch_team
 from models import fused_kernels
@@ -110,7 +111,7 @@ class _GatedUnit(torch.autograd.Function):
     def forward(ctx: FunctionCtx, both: Tensor) -> Tensor:
         rows = both.detach().reshape(-1, both.shape[-1])
         out = rows.new_empty(len(rows), rows.shape[1] // 2)
-        fused_kernels.gate(torch_team(), raw(rows), raw(out))
+        gate(torch_team(), raw(rows), raw(out))
         ctx.save_for_backward(rows)
         return out.view(*both.shape[:-1], -1)
 

@@ -96,28 +96,6 @@ def normalise_backward(
 
 
 @njit(nogil=True, error_model="numpy", fastmath=FAST)
-def _gate(begin: int, end: int, both: Array, out: Array) -> None:
-    width = out.shape[1]
-    for row in range(begin, end):
-        gates, ups, target = both[row, :width], both[row, width:], out[row]
-        for i in range(width):
-            x = wide(gates[i])
-            small = exponential(-abs(x))
-            # The logistic function from e^-|x| alone, so that nothing overflows.
-            share = (small if x < ZERO else ONE) / (ONE + small)
-            put(target, i, x * share * wide(ups[i]))
-
-
-_share_gate = shared(_gate)
-
-
-@njit(cache=True, nogil=True)
-def gate(team: Team, both: Array, out: Array) -> None:
-    """silu(g)·u of `both` = (g, u), (rows, 2·I), into `out` (rows, I)."""
-    _share_gate(team, 0, len(out), (both, out))
-
-
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
 def _gate_backward(begin: int, end: int, slope: Array, both: Array, out: Array) -> None:
     width = slope.shape[1]
     shares = np.empty(width, dtype=np.float32)
@@ -140,7 +118,8 @@ _share_gate_backward = shared(_gate_backward)
 
 @njit(cache=True, nogil=True)
 def gate_backward(team: Team, slope: Array, both: Array, out: Array) -> None:
-    """From the gradient `slope` (rows, I) of `gate`'s result: that of `both` into `out`."""
+    """From the gradient `slope` (rows, I) of what `decoding.native.kernels.gate` gives: that of
+    `both` into `out`."""
     _share_gate_backward(team, 0, len(both), (slope, both, out))
 
 
