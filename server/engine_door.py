@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,12 @@ class EngineDoor:
         """From now on nobody is let in; wait until who is inside is out."""
         self.is_shut = True
         await self._nobody_inside.wait()
+
+    async def calm(self, at_most_s: float) -> None:
+        """Wait until nobody is inside, so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                await self._nobody_inside.wait()
 
     def open(self) -> None:
         """Let searches in again."""

@@ -90,7 +90,8 @@ async def run_golden(
     beside: bool = True,
 ) -> Golden:
     """Search them all. `beside`: they come on top of searches that are being served, so one after
-    the other, with pauses as long as each took; else searches wait for them, so AT_ONCE together.
+    the other, and where others are in the engine then, a pause as long as each took, or until they
+    are done; else searches wait for them, so AT_ONCE together.
 
     Raises ArtifactError that names the query for an answer that is not legal, and when fewer than
     `floor` of the queries find anything.
@@ -101,7 +102,7 @@ async def run_golden(
         some, asked = queries[first : first + at_once], time.monotonic()
         found = await _found(pipeline, generation, some)
         if beside:
-            await asyncio.sleep(time.monotonic() - asked)
+            await pipeline.calm(time.monotonic() - asked)
         for query, hits in zip(some, found, strict=True):
             for hit in hits:
                 if wrong := illegality(generation.view, hit):

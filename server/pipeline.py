@@ -336,6 +336,10 @@ class Pipeline:
         ranking = await self._in_thread(self._rank, generation, view, request, prepared, found)
         return list(ranking.hits), found.degraded
 
+    async def calm(self, at_most_s: float) -> None:
+        """Wait until no search is in the engine, so long at most."""
+        await self._door.calm(at_most_s)
+
     async def close(self) -> None:
         """End the engine, keywords, then the catalogue, then the threads."""
         await self._engine.close()

@@ -16,7 +16,11 @@ class Finding:
 
     def __init__(self, hits: list[Hit], degraded: tuple[str, ...] = ()) -> None:
         self.found, self.asked = (hits, degraded), 0
-        self.inside = self.most = 0
+        self.inside = self.most = self.pauses = 0
+
+    async def calm(self, at_most_s: float) -> None:
+        assert at_most_s >= 0
+        self.pauses += 1
 
     async def try_out(self, *_: Any) -> Any:
         self.asked += 1
@@ -79,6 +83,7 @@ def test_beside_searches_they_come_alone_and_else_together(generation: Generatio
         golden = asyncio.run(run_golden(pipeline, generation, queries, 0.9, beside=beside))
         assert [golden.answered, pipeline.asked] == [len(queries)] * 2
         assert pipeline.most == most
+        assert pipeline.pauses == (len(queries) if beside else 0)
     broken: Any = Finding([hit(generation, "i3", score=float("inf"))])
     with pytest.raises(ArtifactError, match="'red desk 0'"):
         asyncio.run(run_golden(broken, generation, queries, 0.9, beside=False))
