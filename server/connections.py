@@ -18,7 +18,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.connection_guard import ConnectionGuard
-from server.security_settings import CONNECTIONS, HEAD_TIMEOUT_S, TRUSTED_PROXIES
+from server.security_settings import (
+    CONNECTIONS,
+    HEAD_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    TRUSTED_PROXIES,
+)
 
 HEAD_BYTES = 64 * 1024
 """Of a request's line and headers."""
@@ -114,8 +119,13 @@ def server_config(
     shutdown_s: float,
     guard: ConnectionGuard | None = None,
     trusted_proxies: Sequence[str] = TRUSTED_PROXIES,
+    keep_alive_s: int = KEEP_ALIVE_S,
 ) -> uvicorn.Config:
-    """How the gateway listens: no WebSockets, no log of uvicorn's own for each request."""
+    """How the gateway listens: no WebSockets, no log of uvicorn's own for each request.
+
+    A client whose request crosses with the end of an idle connection loses it. So connections are
+    kept for longer than clients and proxies keep theirs.
+    """
     guard = guard or ConnectionGuard(CONNECTIONS, HEAD_TIMEOUT_S)
     return uvicorn.Config(
         app,
@@ -125,5 +135,6 @@ def server_config(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=keep_alive_s,
         timeout_graceful_shutdown=max(1, round(shutdown_s)),
     )

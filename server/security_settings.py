@@ -14,6 +14,7 @@ ADMIN_HOST = "127.0.0.1"
 BURST_S = 2.0
 TRUSTED_PROXIES = ("127.0.0.1", "::1")
 HEAD_TIMEOUT_S = 10.0
+KEEP_ALIVE_S = 75
 CONNECTIONS = 4096
 
 
@@ -56,6 +57,13 @@ class SecuritySettings(BaseSettings):
         gt=0,
         le=600,
         description="for a request's line and headers to arrive, and for a client to read on",
+    )
+    keep_alive_s: int = Field(
+        KEEP_ALIVE_S,
+        ge=1,
+        le=3600,
+        description="for a connection to wait for its next request; longer than clients and "
+        "proxies keep theirs",
     )
     connections: int = Field(
         CONNECTIONS, ge=8, le=1_000_000, description="open at the same time at most"

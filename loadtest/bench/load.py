@@ -22,6 +22,9 @@ from typing import NamedTuple, cast
 import numpy as np
 
 MAX_CONNECTIONS = 512
+IDLE_S = 3.0
+"""Connections that have idled for longer are not used again: servers close them some time, and a
+request may cross with that. Less than any server's time-out here."""
 PATIENCE_S = 5.0
 """How long after the last start answers are waited for."""
 ANSWERED = frozenset({"200", "degraded"})
@@ -171,6 +174,12 @@ class _Run:
         """Send now; the latency counts from `due`."""
         self.tally.started_late.append(time.perf_counter() - due)
         self._pending += 1
+        if self._idle and time.perf_counter() - self._idle[-1].idle_since > IDLE_S:
+            # The last one in is the first one out, so the others have idled for longer.
+            for connection in self._idle:
+                self._all.discard(connection)
+                connection.close()
+            self._idle.clear()
         if self._idle:
             self._idle.pop().send(request, due)
         elif len(self._all) + len(self._opening) < self._most:
@@ -194,6 +203,7 @@ class _Run:
         if self.seen is not None:
             self.seen(Ended(request, outcome, due, latency, answer))
         if connection is not None:
+            connection.idle_since = time.perf_counter()
             self._idle.append(connection)
         if not self._pending:
             self._quiet.set()
@@ -239,6 +249,7 @@ class _Connection(asyncio.Protocol):
     """One request at a time; reads as much of an answer as the tally needs."""
 
     def __init__(self, run: _Run) -> None:
+        self.idle_since = time.perf_counter()
         self._run = run
         self._due: float | None = None
         self._request = b""

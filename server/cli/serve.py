@@ -181,7 +181,11 @@ async def _serve(settings: Settings, served: Served, listeners: list[socket.sock
     gc.freeze()
     server = DrainingServer(
         server_config(
-            app, settings.shutdown_s, app.state.connection_guard, settings.trusted_proxies
+            app,
+            settings.shutdown_s,
+            app.state.connection_guard,
+            settings.trusted_proxies,
+            settings.keep_alive_s,
         ),
         gateway,
         settings.drain_s,

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
@@ -105,6 +105,30 @@ async def test_the_load_does_not_wait_for_answers_and_is_bounded():
         tally = await offer(port, REQUESTS, rate=200, seconds=0.2, random=random(), connections=10)
     assert tally.outcomes["200"] == 10
     assert tally.outcomes["unsent"] == tally.offered - 10
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("idle_s", "is_lost"), [(60.0, True), (0.0, False)])
+async def test_connections_that_have_idled_are_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, idle_s: float, is_lost: bool
+):
+    """A server that closes connections when their second request comes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"}")
+            writer.write(answer(200))
+            await reader.read(1)
+        writer.close()
+
+    monkeypatch.setattr("loadtest.bench.load.IDLE_S", idle_s)
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        tally = await offer(port, REQUESTS, rate=100, seconds=0.5, random=random())
+        await asyncio.sleep(0.05)
+    assert (tally.outcomes["lost"] > 0) == is_lost
+    assert tally.offered == sum(tally.outcomes.values())
 
 
 @pytest.mark.anyio

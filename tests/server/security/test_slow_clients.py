@@ -147,9 +147,10 @@ def test_floods_of_headers_are_refused_and_told(
 
 
 def test_the_guard_is_part_of_every_connection():
-    config = server_config(None, 1.0, ConnectionGuard(8, 1.0), ("192.0.2.0/24",))
+    config = server_config(None, 1.0, ConnectionGuard(8, 1.0), ("192.0.2.0/24",), 90)
     assert isinstance(config, uvicorn.Config)
     assert config.forwarded_allow_ips == ["192.0.2.0/24"]
+    assert config.timeout_keep_alive == 90
 
 
 def test_files_are_allowed_as_far_as_the_system_does():
