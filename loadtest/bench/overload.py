@@ -206,15 +206,19 @@ async def _clients(server: Server, plan: Plan) -> list[Row]:
 
 
 async def sustainable_rate(
-    at: Callable[[float, float], Awaitable[Tally]], plan: Plan, refused_share: float = REFUSED_SHARE
+    at: Callable[[float, float], Awaitable[Tally]],
+    plan: Plan,
+    refused_share: float = REFUSED_SHARE,
+    bound_s: float = BOUND_S,
+    first: float = WARM_UP_RATE,
 ) -> float:
-    """Doubles until it is too much, or halves until it is not, then halves the gap; requests per
-    second. Raises OnesearchError where not even LEAST_RATE is carried."""
+    """Doubles `first` until it is too much, or halves it until it is not, then halves the gap;
+    requests per second. Raises OnesearchError where not even LEAST_RATE is carried."""
 
     async def holds(rate: float) -> bool:
-        return _holds(await at(rate, plan.search_s), refused_share)
+        return is_carried(await at(rate, plan.search_s), refused_share, bound_s)
 
-    low = WARM_UP_RATE
+    low = first
     if await holds(low):
         while low < MAX_RATE and await holds(2 * low):
             low *= 2
@@ -234,12 +238,14 @@ async def sustainable_rate(
     return low
 
 
-def _holds(tally: Tally, refused_share: float = REFUSED_SHARE) -> bool:
+def is_carried(
+    tally: Tally, refused_share: float = REFUSED_SHARE, bound_s: float = BOUND_S
+) -> bool:
     """Whether a load was carried. A single refusal in a short run is no sign of more, unless none
     is to be."""
     refused = tally.offered - tally.outcomes["200"]
     allowed = max(1.0, refused_share * tally.offered) if refused_share else 0.0
-    return refused <= allowed and tally.percentile(0.99) <= BOUND_S
+    return refused <= allowed and tally.percentile(0.99) <= bound_s
 
 
 def _shares(tallies: Sequence[Tally]) -> dict[str, Any]:

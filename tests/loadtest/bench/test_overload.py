@@ -56,16 +56,16 @@ def test_a_load_that_is_answered_late_or_degraded_is_not_sustained():
     slow = Tally(seconds=1, offered=1000)
     for _ in range(1000):
         slow.add("200", 0.3)
-    assert not overload._holds(slow)
+    assert not overload.is_carried(slow)
     degraded = Tally(seconds=1, offered=1000)
     for number in range(1000):
         degraded.add("degraded" if number < 20 else "200", 0.05)
-    assert not overload._holds(degraded)
+    assert not overload.is_carried(degraded)
     one = Tally(seconds=1, offered=1000)
     for number in range(1000):
         one.add("503" if number == 0 else "200", 0.05)
-    assert overload._holds(one)
-    assert not overload._holds(one, refused_share=0)
+    assert overload.is_carried(one)
+    assert not overload.is_carried(one, refused_share=0)
 
 
 def test_rows_compare_each_load_with_eighty_percent(monkeypatch: pytest.MonkeyPatch):

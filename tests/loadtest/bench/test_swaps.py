@@ -1,5 +1,6 @@
 """What the benchmark of swaps calls a fault, which answers it counts to a swap, and its rows."""
 
+import asyncio
 import math
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from loadtest.bench import swaps
+from loadtest.bench.load import Tally
 from loadtest.bench.swap_record import Record, Swap, slope_of, table_of
 from loadtest.bench.swap_stock import Judge, Stock
 
@@ -63,6 +65,23 @@ def test_growth_has_an_interval():
     assert slope == pytest.approx(1)
     assert half == pytest.approx(0)
     assert slope_of([5.0, 5.0]) == (0.0, math.inf)
+
+
+def test_the_rate_is_one_that_lasts():
+    """For five seconds this server lets in half as much again as it answers."""
+    tried: list[tuple[float, float]] = []
+
+    async def at(rate: float, seconds: float) -> Tally:
+        tried.append((rate, seconds))
+        carried = 150.0 if seconds < 5 else 100.0
+        found = Tally(seconds=seconds, offered=2)
+        found.add("200", 0.05)
+        found.add("200" if rate <= carried else "503", 0.05)
+        return found
+
+    rate = asyncio.run(swaps.lasting_rate(at, swaps.PLANS["native", False]))
+    assert 100 * swaps.LESS <= rate <= 100
+    assert [one for one in tried if one[0] == rate] == [(rate, 15.0), (rate, 60.0)]
 
 
 def test_every_pair_is_visited_and_the_target_is_never_the_champion():
