@@ -1,10 +1,9 @@
 """The ASGI application: middleware, error handlers and routes around one `Searcher`.
 
-A request passes, outermost first: RequestIds → TraceRequests (where there are traces) →
-ServerTiming → Draining → SecurityHeaders → RequestMetrics → AccessLog → UnexpectedErrors →
-CatalogueDoor → EventDoor → AdminDoor → BodyLimit → Admission → routes. Where the
-settings want them, CrossOrigin follows SecurityHeaders, and KeyDoor and RateLimit come before the
-other doors.
+A request passes, outermost first: Envelope → TraceRequests (where there are traces) →
+RequestMetrics → AccessLog → UnexpectedErrors → CatalogueDoor → EventDoor → AdminDoor → BodyLimit →
+Admission → routes. Where the settings want them, CrossOrigin precedes RequestMetrics, and KeyDoor
+and RateLimit come before the other doors.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from server.changes import BODIES
 from server.events.behaviour import Behaviour
 from server.events.wire import SentEvents
 from server.gateway import Gateway, deciding
-from server.headers import Draining, RequestIds, SecurityHeaders, ServerTiming
+from server.headers import Envelope
 from server.limits import BodyLimit
 from server.logs import AccessLog, make_logger
 from server.metrics import Metrics, PassedOn, RequestMetrics
@@ -96,11 +95,8 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         middleware=[
-            Middleware(RequestIds),
+            Middleware(Envelope, draining=lambda: gateway.draining),
             *([Middleware(TraceRequests, traces=metrics.traces)] if metrics.traces else []),
-            Middleware(ServerTiming),
-            Middleware(Draining, draining=lambda: gateway.draining),
-            Middleware(SecurityHeaders),
             *security.outside(),
             Middleware(RequestMetrics, metrics=metrics),
             Middleware(AccessLog, log=log, with_queries=settings.log_queries),

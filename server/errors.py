@@ -20,10 +20,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from index.errors import OnesearchError
+from server.headers import has_begun
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 MAX_PLACES = 20
@@ -256,7 +257,7 @@ def _answered(problem: Problem, request: Request) -> Response:
 
 
 def request_id_of(scope: Mapping[str, Any]) -> str:
-    """The id that the RequestIds middleware gave this request."""
+    """The id that the Envelope middleware gave this request."""
     return str(scope.get("onesearch.request_id", ""))
 
 
@@ -352,19 +353,12 @@ class UnexpectedErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send)
         except Exception:
             request_id = request_id_of(scope)
             self._log.exception("unexpected error", request_id=request_id)
-            if started:
+            if has_begun(scope):
                 raise
             problem = Problem("internal", "an unexpected error; it has been logged")
             await refuse(problem, scope, receive, send)

@@ -17,7 +17,8 @@ from server.errors import Problem, refuse
 class BodyLimit:
     """Reads the body, at most `max_bytes` within `timeout_s`, and hands it on as one message.
 
-    Catalogue changes may bring `catalogue_bytes`, events `event_bytes`."""
+    Catalogue changes may bring `catalogue_bytes`, events `event_bytes`. The body is in
+    `scope["onesearch.body"]` too."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class BodyLimit:
             return
         if body is None:
             return
+        scope["onesearch.body"] = body
         await self._app(scope, _replay(body, receive), send)
 
     def _most_of(self, scope: Scope) -> int:

@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 import orjson
 import structlog
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from server.errors import request_id_of
-from server.headers import arrived
+from server.headers import arrived, status_of
 from server.metrics import route_of
 
 LEVELS = {
@@ -65,25 +65,17 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send)
         finally:
-            self._write(scope, status)
+            self._write(scope)
 
-    def _write(self, scope: Scope, status: int) -> None:
+    def _write(self, scope: Scope) -> None:
         facts: dict[str, Any] = {
             "request_id": request_id_of(scope),
             "method": scope["method"][:16],
             "route": route_of(scope),
-            "status": status,
+            "status": status_of(scope),
             "duration_ms": round((time.monotonic() - arrived(scope)) * 1000, 2),
         }
         if trace_id := scope.get("onesearch.trace_id"):

@@ -26,11 +26,11 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.engine import EngineStats
 from index.live.catalogue import LiveStatus
-from server.headers import arrived
+from server.headers import arrived, status_of
 from server.search import Searcher
 
 if TYPE_CHECKING:
@@ -155,26 +155,24 @@ class RequestMetrics:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._known: dict[tuple[str, str, int], Histogram] = {}
+        """Children of the histogram: as few as there are labels, and slow to look up."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send)
         finally:
             method = scope["method"] if scope["method"] in METHODS else OTHER
-            self._metrics.requests.labels(route_of(scope), method, str(status)).observe(
-                time.monotonic() - arrived(scope)
-            )
+            key = route_of(scope), method, status_of(scope)
+            requests = self._known.get(key)
+            if requests is None:
+                route, method, status = key
+                requests = self._metrics.requests.labels(route, method, str(status))
+                self._known[key] = requests
+            requests.observe(time.monotonic() - arrived(scope))
 
 
 def route_of(scope: Scope) -> str:

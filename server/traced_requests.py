@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import request_id_of
+from server.headers import status_of
 from server.logs import QUIET_ROUTES
 from server.metrics import METHODS, OTHER, route_of
 from server.traces import Traces
@@ -29,25 +30,17 @@ class TraceRequests:
         if scope["type"] != "http" or scope["path"] in QUIET_ROUTES:
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         with self._traces.request(dict(_trace_headers(scope))) as span:
             scope["onesearch.trace_id"] = f"{span.get_span_context().trace_id:032x}"
             try:
-                await self._app(scope, receive, watch)
+                await self._app(scope, receive, send)
             finally:
                 if span.is_recording():
-                    self._tell(span, scope, status)
+                    self._tell(span, scope)
 
-    def _tell(self, span: Span, scope: Scope, status: int) -> None:
+    def _tell(self, span: Span, scope: Scope) -> None:
         method = scope["method"] if scope["method"] in METHODS else OTHER
-        route = route_of(scope)
+        route, status = route_of(scope), status_of(scope)
         span.update_name(f"{method} {route}")
         span.set_attributes(
             {

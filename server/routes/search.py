@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Query, Request
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.text import normalise
@@ -17,7 +21,38 @@ from server.generation import CHALLENGER
 from server.headers import arrived
 from server.schemas import SearchParameters, SearchRequest, SearchResponse, problem_responses
 
-router = APIRouter(tags=["search"])
+
+class SearchRoute(APIRoute):
+    """A route whose bodies, where they are right, do not take the way of all bodies.
+
+    FastAPI reads, checks and describes them as everywhere. But a search is what most requests are,
+    and nearly all are right JSON: they are read at once, which is half of what HTTP costs a search.
+    Whatever is not exactly that goes the way of all, and gets its error there.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of this path."""
+        asked = right_body(scope) if scope["method"] == "POST" and "POST" in self.methods else None
+        if asked is None:
+            await super().handle(scope, receive, send)
+            return
+        response = await _answer(asked, Request(scope, receive), "body")
+        await response(scope, receive, send)
+
+
+def right_body(scope: Scope) -> SearchRequest | None:
+    """The search that a body asks for; None where the body is not plainly right."""
+    if (b"content-type", JSON) not in scope["headers"]:
+        return None
+    try:
+        # Stricter than Python's own parser: what it takes, that takes and understands alike.
+        return SearchRequest.model_validate(orjson.loads(scope["onesearch.body"]))
+    except (KeyError, orjson.JSONDecodeError, ValidationError):
+        return None
+
+
+JSON = b"application/json"
+router = APIRouter(tags=["search"], route_class=SearchRoute)
 _PROBLEMS = problem_responses(400, 422, 500, 503, 504)
 
 
