@@ -30,6 +30,7 @@ class Calls:
         self._max_waiting = max_waiting
         self._lock = threading.Lock()
         self._calls: dict[int, Call] = {}
+        self._answered = 0.0
         self.waiting = 0
         """Changes that wait."""
 
@@ -59,12 +60,21 @@ class Calls:
         with self._lock:
             call = self._calls.pop(tag)
             self.waiting -= call.count
+            self._answered = time.monotonic()
         if call.done.done():
             return
         if isinstance(answer, Applied):
             call.done.set_result(answer)
         else:
             call.done.set_exception(answer)
+
+    def stuck_s(self) -> float:
+        """For how long calls have waited without any being answered; 0 while none waits."""
+        with self._lock:
+            oldest = next(iter(self._calls.values()), None)
+            if oldest is None:
+                return 0.0
+            return time.monotonic() - max(oldest.began, self._answered)
 
     def tell_late_ones(self) -> None:
         """Tell callers that have waited too long. The writer may still answer, so they count as

@@ -56,6 +56,8 @@ class Kind(IntEnum):
     """The catalogue could not be opened: name of the error and its text."""
     OPENED = 22
     """It was: calls are taken. A note for a person on what was mended."""
+    ALIVE = 23
+    """The writer is there, whatever it does."""
 
 
 class Channel:

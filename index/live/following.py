@@ -6,7 +6,9 @@ caller that was answered finds its changes in `view`.
 
 Where the writer dies, searches go on with the view that they have, callers that wait hear that
 nobody knows what became of their changes, and another writer is started: it opens what the log has,
-and this process moves over to that.
+and this process moves over to that. A writer that is there but does nothing (stopped, or stuck) is
+killed, and so replaced in the same way: it has died before another one is started, and holds the
+lock of the directory until then.
 """
 
 from __future__ import annotations
@@ -44,6 +46,11 @@ LONG_LIFE_S = 60.0
 CLOSE_S = 10.0
 """A writer that is to end and tells nothing for this long is killed; what was acknowledged is in
 its log."""
+SILENCE_S = 20.0
+"""A writer that was not heard for so long is stopped: each tells that it is there all the time."""
+STUCK_S = 600.0
+"""One that is there, but has answered none of those who wait for so long, will not. Far longer than
+callers wait: large batches may take their time."""
 _LOOK_S = 0.5
 _notes = logging.getLogger(__name__)
 
@@ -87,7 +94,7 @@ class FollowingCatalogue(LiveCatalogue):
         self._opened: Future[None] = Future()
         self._closing = threading.Event()
         self._closed = False
-        self._heard_at = 0.0
+        self._heard_at = self._alive_at = 0.0
         self._thread = threading.Thread(target=self._run, name="catalogue-follower", daemon=True)
         self._thread.start()
 
@@ -237,9 +244,25 @@ class FollowingCatalogue(LiveCatalogue):
         self._hearing = channel
         with theirs:
             self._child = self._nursery.bear(theirs, order)
-        for kind, body in channel.messages(self._calls.tell_late_ones):
-            self._heard_at = time.monotonic()
-            self._hear(channel, kind, body)
+        self._alive_at = time.monotonic()
+        for kind, body in channel.messages(self._look_after):
+            self._alive_at = time.monotonic()
+            if kind is not Kind.ALIVE:
+                self._heard_at = self._alive_at
+                self._hear(channel, kind, body)
+
+    def _look_after(self) -> None:
+        """Nothing has come for a while: does somebody wait for too long, is the writer well?"""
+        self._calls.tell_late_ones()
+        silent_s, stuck_s = time.monotonic() - self._alive_at, self._calls.stuck_s()
+        if silent_s > SILENCE_S:
+            reason = f"gives no sign of life for {silent_s:.0f} s"
+        elif stuck_s > STUCK_S:
+            reason = f"has answered nobody for {stuck_s:.0f} s"
+        else:
+            return
+        _notes.error("the process that writes %s %s: it is killed", self.directory, reason)
+        self._end_writer()
 
     def _hear(self, channel: Channel, kind: Kind, body: bytearray) -> None:
         if kind is Kind.DELTA:

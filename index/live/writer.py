@@ -2,8 +2,9 @@
 
 It is forked from `index.live.nursery`, with one end of a channel and an order. It opens the
 catalogue, tells the way from the base to its present state, and from then on takes calls and tells
-each delta, its answers with it: a delta comes before the answers that it makes true. When the other
-end is gone it finishes what it was handed and ends.
+each delta, its answers with it: a delta comes before the answers that it makes true. From its
+beginning it says every BEAT_S that it is there. When the other end is gone it finishes what it was
+handed and ends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -33,6 +35,7 @@ from index.live.writing import WritingCatalogue
 
 TAG = Struct("<I")
 FLUSH_S = 5.0
+BEAT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class _Notes(logging.Handler):
 def write(end: socket.socket, order: Order) -> None:
     """Write a catalogue for who has the other end of a channel, as long as it is there."""
     channel = Channel(end)
+    threading.Thread(target=_beat, args=(channel,), name="catalogue-beat", daemon=True).start()
     logging.getLogger("index").addHandler(_Notes(channel))
     teller = Teller(channel)
     try:
@@ -172,6 +176,13 @@ def write(end: socket.socket, order: Order) -> None:
         teller.gone()
         catalogue.close()
         channel.flush(FLUSH_S)
+
+
+def _beat(channel: Channel) -> None:
+    """As long as the process lives. To an end that is gone it is sent in vain."""
+    while True:
+        channel.send((Kind.ALIVE, b"null"))
+        time.sleep(BEAT_S)
 
 
 def _take(catalogue: WritingCatalogue, teller: Teller, kind: Kind, body: bytearray) -> None:

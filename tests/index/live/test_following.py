@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,9 @@ from index.live.changes import Change, Delete, Update, Upsert
 from index.live.delta import Delta
 from index.live.following import FollowingCatalogue
 from index.live.log import segments_of
+from index.live.nursery import Nursery, Writer
 from index.live.view import CatalogueView
+from index.live.writer import BEAT_S, Order
 from index.snapshot import Snapshot
 from tests.index.live.conftest import item
 
@@ -244,6 +247,56 @@ def test_callers_of_a_stopped_writer_do_not_wait_for_ever(
     taken_again(catalogue, Delete("i2"))
     assert catalogue.view.items.row_of("i1") is None
     assert catalogue.status().waiting_changes == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "sign"),
+    [("SILENCE_S", "gives no sign of life"), ("STUCK_S", "has answered nobody")],
+)
+def test_a_writer_that_does_nothing_is_replaced_and_loses_nothing(
+    catalogue: FollowingCatalogue,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limit: str,
+    sign: str,
+) -> None:
+    catalogue.apply([Upsert(item(70)), Delete("i0")])
+    before, first = catalogue.view, psutil.Process(catalogue.writer)
+    first.suspend()
+    waiting = catalogue.submit([Delete("i1")])
+    # Above the time between two signs of life: the next writer must not be taken for a stopped one.
+    monkeypatch.setattr(following, limit, BEAT_S + 2.0)
+    with pytest.raises(CatalogueUnsure, match="not known"):
+        waiting.result(timeout=60)
+    monkeypatch.undo()
+    assert sign in caplog.text
+    taken_again(catalogue, Delete("i2"))
+    assert not first.is_running()
+    after = catalogue.view
+    # What nobody acknowledged may have been made or not.
+    assert contents(after).keys() - {"i1"} == contents(before).keys() - {"i1", "i2"}
+    taken_again(catalogue, Upsert(item(71)))
+
+
+def test_a_writer_that_is_stopped_while_it_opens_is_replaced(
+    catalogue: FollowingCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bear, born = Nursery.bear, list[psutil.Process]()
+
+    def stopped(nursery: Nursery, end: socket.socket, order: Order) -> Writer:
+        writer = bear(nursery, end, order)
+        if not born:
+            born.append(psutil.Process(writer.pid))
+            born[0].suspend()
+        return writer
+
+    catalogue.apply([Delete("i0")])
+    monkeypatch.setattr(following, "SILENCE_S", BEAT_S + 2.0)
+    monkeypatch.setattr(Nursery, "bear", stopped)
+    os.kill(catalogue.writer, signal.SIGKILL)
+    taken_again(catalogue, Delete("i1"))
+    assert born and not born[0].is_running()
+    assert catalogue.view.items.row_of("i0") is None
 
 
 def test_a_stopped_writer_is_killed_at_closing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
