@@ -130,6 +130,8 @@ def server_config(
     return uvicorn.Config(
         app,
         http=cast(Any, partial(Connection, guard=guard)),
+        # uvicorn's own default believes every program of this machine.
+        proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
         ws="none",
         log_config=None,

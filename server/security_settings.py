@@ -12,7 +12,7 @@ from server.origin import check_origin
 
 ADMIN_HOST = "127.0.0.1"
 BURST_S = 2.0
-TRUSTED_PROXIES = ("127.0.0.1", "::1")
+TRUSTED_PROXIES: tuple[str, ...] = ()
 HEAD_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 75
 CONNECTIONS = 4096
@@ -47,7 +47,9 @@ class SecuritySettings(BaseSettings):
         BURST_S, gt=0, le=3600, description="for so long a client may save up its requests"
     )
     trusted_proxies: tuple[str, ...] = Field(
-        TRUSTED_PROXIES, description="addresses and networks whose X-Forwarded-For is believed"
+        TRUSTED_PROXIES,
+        description="addresses and networks whose X-Forwarded-For is believed; none if not given, "
+        "since whoever is believed chooses the address that rate_limit counts",
     )
     cors_origins: tuple[Annotated[str, AfterValidator(check_origin)], ...] = Field(
         (), description="web pages that may use /v1, e.g. https://shop.example"

@@ -163,7 +163,9 @@ def serving(app: Any) -> Generator[str, None, None]:
     """Serve an ASGI application; the base URL."""
     listener = bind("127.0.0.1", 0)
     guard = getattr(getattr(app, "state", None), "connection_guard", None)
-    server = uvicorn.Server(server_config(app, shutdown_s=2, guard=guard))
+    gateway = getattr(getattr(app, "state", None), "gateway", None)
+    trusted = () if gateway is None else gateway.settings.trusted_proxies
+    server = uvicorn.Server(server_config(app, 2, guard, trusted))
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

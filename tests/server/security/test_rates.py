@@ -40,9 +40,17 @@ def test_an_address_has_a_rate(stub_client: Any, logged: Any):
     assert "127.0.0.1" not in told
 
 
-def test_addresses_behind_a_proxy_are_their_own(stub_client: Any):
-    """Believed from this machine; what the client itself claims before the proxy's word is not."""
+def test_nobody_chooses_the_address_that_counts(stub_client: Any):
+    """No proxy is believed unless a setting names it, not even on this machine."""
     client = stub_client(rate_limit=0.01, rate_burst_s=1)
+    assert statuses(client, 1) == [200]
+    for name in ("x-forwarded-for", "forwarded", "x-real-ip"):
+        assert statuses(client, 1, headers={name: "192.0.2.1"}) == [429]
+
+
+def test_addresses_behind_a_proxy_are_their_own(stub_client: Any):
+    """What the client itself claims before the proxy's word is not believed."""
+    client = stub_client(rate_limit=0.01, rate_burst_s=1, trusted_proxies=("127.0.0.1",))
     first, second = {"x-forwarded-for": "192.0.2.1"}, {"x-forwarded-for": "192.0.2.2"}
     assert statuses(client, 2, headers=first) == [200, 429]
     assert statuses(client, 1, headers=second) == [200]

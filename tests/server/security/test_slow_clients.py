@@ -151,6 +151,8 @@ def test_the_guard_is_part_of_every_connection():
     assert isinstance(config, uvicorn.Config)
     assert config.forwarded_allow_ips == ["192.0.2.0/24"]
     assert config.timeout_keep_alive == 90
+    assert config.proxy_headers
+    assert not server_config(None, 1.0).proxy_headers
 
 
 def test_files_are_allowed_as_far_as_the_system_does():
