@@ -2,7 +2,7 @@
 
 `planning.json` is made by `python -m loadtest.planning_table` from docs/measurements; every part of
 it names its file and machine. Own tables come in the same form, any of its parts alone too, or as
-reports of `onesearch bench engine` and `onesearch bench overload`.
+reports of `onesearch bench engine`, `onesearch bench overload` and `onesearch loadtest run`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -144,8 +144,8 @@ def shipped() -> Tables:
 def with_measured(tables: Tables, file: Path, model: str, beam: int, items: int) -> Tables:
     """Tables with a file's in the place of those that say the same thing.
 
-    A report of `bench overload` does not say what was searched: it counts for the model, beam and
-    items that are planned. Raises ConfigError when the file is none of these things.
+    A report of `bench overload` or `loadtest run` does not say what was searched: it counts for the
+    model, beam and items that are planned. Raises ConfigError when the file is none of these.
     """
     try:
         raw = orjson.loads(file.read_bytes())
@@ -155,14 +155,19 @@ def with_measured(tables: Tables, file: Path, model: str, beam: int, items: int)
         raise ConfigError(f"--measured {file} is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"--measured {file}: {_WANTED}")
-    if "rows" not in raw:
-        if not raw or set(raw) - set(tables.to_json()):
+    report = cast(dict[str, Any], raw)
+    if "rows" not in report and "phases" not in report:
+        if not report or set(report) - set(tables.to_json()):
             raise ConfigError(f"--measured {file}: {_WANTED}")
         empty = {"engine": [], "serving": []}
-        return _over(tables, _read(orjson.dumps(tables.to_json() | empty | raw), file))
-    machine = raw.get("machine", {})
+        return _over(tables, _read(orjson.dumps(tables.to_json() | empty | report), file))
+    machine = report.get("machine", {})
     source = str(file)
-    engine, serving = engine_times(raw["rows"], source), rates(raw["rows"])
+    try:
+        rows = report.get("rows", ())
+        engine, serving = engine_times(rows, source), rates(rows) or phase_rates(report)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"--measured {file}: {_WANTED}") from None
     if not engine and not serving:
         raise ConfigError(f"--measured {file}: {_WANTED}")
     ours = ()
@@ -175,8 +180,8 @@ def with_measured(tables: Tables, file: Path, model: str, beam: int, items: int)
 
 
 _WANTED = (
-    "neither tables of the planner nor a report of `onesearch bench engine` or "
-    "`onesearch bench overload` (--out or --json writes one)"
+    "neither tables of the planner nor a report of `onesearch bench engine`, `onesearch bench "
+    "overload` (--out or --json writes one) or `onesearch loadtest run` (OUT/report.json)"
 )
 
 
@@ -212,6 +217,25 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> tuple[Rate, ...]:
         for row in rows
         if row.get("what") == _LOAD and "after" not in str(row["setting"]["load"])
     ]
+    return tuple(sorted(found, key=lambda rate: rate.searches_per_s))
+
+
+def phase_rates(report: Mapping[str, Any]) -> tuple[Rate, ...]:
+    """Rates of the phases of a load test, slowest first: its levels about the knee among them."""
+    found: list[Rate] = []
+    for phase in report.get("phases", ()):
+        search = phase["kinds"].get("search")
+        if search is None or search["p99_ms"] is None:
+            continue
+        lost = sum(float(search[f"{name}_share"]) for name in ("degraded", "refused", "error"))
+        found.append(
+            Rate(
+                float(phase["searches_per_s"]),
+                float(search["p50_ms"]),
+                float(search["p99_ms"]),
+                round(100 * (1 - lost), 3),
+            )
+        )
     return tuple(sorted(found, key=lambda rate: rate.searches_per_s))
 
 

@@ -192,6 +192,35 @@ def test_own_tables_go_over_the_shipped_ones(tmp_path: Path):
     assert found.engine == shipped().engine
 
 
+LOADTEST = Path(__file__).parents[2] / "docs" / "measurements" / "loadtest.json"
+
+
+def test_a_load_test_of_ones_own_decides():
+    tables = with_measured(shipped(), LOADTEST, "small", 32, 6000)
+    [serving] = tables.serving
+    assert serving.source == str(LOADTEST)
+    report = json.loads(LOADTEST.read_text())
+    level = {phase["phase"]: phase for phase in report["phases"]}["80%"]
+    search = level["kinds"]["search"]
+    [rate] = [one for one in serving.rates if one.searches_per_s == level["searches_per_s"]]
+    assert (rate.p50_ms, rate.p99_ms) == (search["p50_ms"], search["p99_ms"])
+    found = plan(Demand(500, 32, "small", 6000, rate.p99_ms, headroom=0.0), tables)
+    assert found.searches_per_replica >= rate.searches_per_s
+    assert not found.to_json()["extrapolated"]
+    measured = [one for one in found.figures if str(LOADTEST) in one.why]
+    assert [one.kind for one in measured] == ["measured"]
+
+
+@pytest.mark.parametrize(
+    "phases", [[], [{"phase": "warm", "kinds": {}}], [{"kinds": {"search": {"p99_ms": 1}}}], [3]]
+)
+def test_a_load_test_without_figures_is_refused(tmp_path: Path, phases: list[Any]):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"machine": {"cores": 2}, "phases": phases}))
+    with pytest.raises(ConfigError, match="loadtest run"):
+        with_measured(shipped(), file, "small", 32, 6000)
+
+
 def test_own_reports_of_bench_go_over_the_shipped_ones(tmp_path: Path):
     engine = {
         "what": "engine, 2 layers, d 256, bfloat16",
