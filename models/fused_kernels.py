@@ -13,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from decoding.native.numbers import FAST, ONE, ZERO, Array, Floats, exponential, put, wide
+from decoding.native.numbers import LOOP, ONE, ZERO, Array, Floats, exponential, put, wide
 from decoding.team import Team, shared
 
 BLOCK = 128
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _normalise(
     begin: int, end: int, state: Array, weight: Floats, epsilon: float, out: Array, scales: Floats
 ) -> None:
@@ -48,7 +48,7 @@ def normalise(
     _share_normalise(team, 0, len(state), (state, weight, epsilon, out, scales))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _normalise_backward(
     begin: int,
     end: int,
@@ -95,7 +95,7 @@ def normalise_backward(
     _share_normalise_backward(team, 0, len(sums), (slope, state, weight, scales, out, sums))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _gate_backward(begin: int, end: int, slope: Array, both: Array, out: Array) -> None:
     width = slope.shape[1]
     shares = np.empty(width, dtype=np.float32)
@@ -123,7 +123,7 @@ def gate_backward(team: Team, slope: Array, both: Array, out: Array) -> None:
     _share_gate_backward(team, 0, len(both), (slope, both, out))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _turn_heads(
     begin: int,
     end: int,
@@ -190,7 +190,7 @@ def turn_heads(
     )
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _turn_heads_backward(
     begin: int,
     end: int,

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from decoding.native.numbers import FAST, ONE, ZERO, Array, Floats, exponential, put, wide
+from decoding.native.numbers import LOOP, ONE, ZERO, Array, Floats, exponential, put, wide
 from decoding.team import Team, shared
 
 Indices = NDArray[np.int64]
@@ -22,7 +22,7 @@ Indices = NDArray[np.int64]
 _SMALLEST = np.int32(-0x7F000000)
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _normalise(
     begin: int, end: int, state: Floats, weight: Floats, epsilon: float, out: Array
 ) -> None:
@@ -46,7 +46,7 @@ def normalise(team: Team, state: Floats, weight: Floats, epsilon: float, out: Ar
     _share_normalise(team, 0, len(state), (state, weight, epsilon, out))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _add_and_normalise(
     begin: int, end: int, state: Floats, change: Array, weight: Floats, epsilon: float, out: Array
 ) -> None:
@@ -79,7 +79,7 @@ def add_and_normalise(
 # view to count, none of it is vectorised.
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _place_queries(
     begin: int,
     end: int,
@@ -145,7 +145,7 @@ def place_queries(
     )
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _place_keys(
     begin: int,
     end: int,
@@ -228,7 +228,7 @@ def _ordered(bits: np.int32) -> np.int32:
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _soften(
     begin: int,
     end: int,
@@ -315,7 +315,7 @@ def soften(
     )
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _blend(
     begin: int,
     end: int,
@@ -368,7 +368,7 @@ def blend(
     _share_blend(team, begin, end, (mixed, offset, first, stride, values, ancestry, own, out))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST)
+@njit(**LOOP)
 def _gate(begin: int, end: int, both: Array, out: Array) -> None:
     width = out.shape[1]
     for row in range(begin, end):

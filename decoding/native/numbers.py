@@ -18,8 +18,16 @@ from torch import Tensor
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
-# Sums may be reordered; infinities keep their meaning.
-FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}
+# How a loop that is shared among threads is compiled. Sums may be reordered; infinities keep their
+# meaning. Without `forceinline` the process that compiles runs the loop as it was optimised alone,
+# and one that loads it from the cache as it was optimised again together with its caller: sums in
+# another order, other last digits.
+LOOP: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"},
+    "forceinline": True,
+}
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _LOG2_E = np.float32(1.44269504)
 _FLOOR = np.float32(-126.0)

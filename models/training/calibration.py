@@ -65,7 +65,7 @@ def calibrate(
         weights = DecoderWeights.from_state_dict(
             model.config.to_json(), tensors, snapshot.layout, tokenizer.sid_offset
         )
-        runner = Runner(weights, snapshot.trie)
+        runner = Runner(weights, snapshot.trie, measured=False)
         searchers = Searchers(snapshot, prompts, runner.search_batch, beam_width, {})
         beams = answer(searchers, list(chosen)).hypotheses
         shares = [

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +13,16 @@ from decoding.native.numbers import raw
 from decoding.team import ALONE, Team, torch_team
 
 DTYPES = (torch.float32, torch.bfloat16)
+PRINTS_SUMS = """
+import numpy as np
+from decoding.native.kernels import normalise
+from decoding.team import ALONE
+for width in (8, 24, 32, 48, 100, 500):
+    state = np.random.default_rng(width).standard_normal((7, width), dtype=np.float32)
+    out = np.empty_like(state)
+    normalise(ALONE, state, np.ones(width, np.float32), 1e-6, out)
+    print(out.tobytes().hex())
+"""
 
 
 @pytest.fixture(params=[1, 2])
@@ -84,3 +99,18 @@ def test_attention_over_context_and_own_positions(team: Team, dtype: torch.dtype
             for s in (0, 1):
                 taken = taken + own[row, head, s] * values[s, ancestry[s, row], 0].float()
             close(out[row, head * size : (head + 1) * size], taken)
+
+
+def test_compiled_or_loaded_a_kernel_gives_the_same_to_the_bit(tmp_path: Path):
+    """A training that was killed goes on in a process that loads what the first one compiled."""
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path.cwd()),
+    }
+    printed: list[str] = []
+    for _ in ("compiles", "loads"):
+        command = [sys.executable, "-c", PRINTS_SUMS]
+        printed.append(subprocess.check_output(command, text=True, env=environment))
+    assert list(tmp_path.rglob("kernels.normalise*.nbc"))
+    assert printed[0] == printed[1]
