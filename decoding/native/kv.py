@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoding.native.numbers import Array, raw
+from decoding.native.sizes import rounded
 from decoding.weights import DecoderShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ContextKV:
-    """Prompts of a wave, padded on the right to T with zeros.
+    """Prompts of a wave, padded on the right with zeros to T, one of the sizes of products.
 
     keys[layer] and values[layer] (Q·key_heads, T, head_dim); lengths int64 (Q,).
     """
@@ -33,7 +34,7 @@ class ContextKV:
         cls, shape: DecoderShape, lengths: NDArray[np.int64], dtype: torch.dtype
     ) -> ContextKV:
         """Room for prompts of these lengths."""
-        size = (len(lengths) * shape.key_heads, int(lengths.max()), shape.head_dim)
+        size = (len(lengths) * shape.key_heads, rounded(int(lengths.max())), shape.head_dim)
         # A padded value is multiplied by zero, so it has to be a number.
         make = torch.empty if int(lengths.min()) == size[1] else torch.zeros
         keys, values = (

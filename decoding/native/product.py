@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from decoding.native.sizes import whole
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 MEASURED_ROWS = (8, 64)
@@ -32,7 +34,8 @@ class Product:
     """x (rows, in) → x·Wᵀ (rows, out), for one matrix W (out, in) on the CPU.
 
     Keeps a copy of W in another layout where that is faster; never where results must repeat to
-    the bit from process to process (`measured` False). Safe to use from several threads.
+    the bit from process to process (`measured` False). Rows are multiplied in one of a few numbers
+    (decoding/native/sizes.py). Safe to use from several threads.
     """
 
     def __init__(self, weight: Tensor, *, measured: bool = True) -> None:
@@ -42,9 +45,10 @@ class Product:
             self._packed = _pack(weight)
 
     def __call__(self, rows: Tensor) -> Tensor:
+        some = whole(rows)
         if self._packed is None:
-            return functional.linear(rows, self._weight)
-        return _multiply(rows, self._packed)
+            return functional.linear(some, self._weight)[: len(rows)]
+        return _multiply(some, self._packed)[: len(rows)]
 
 
 def computing_type(precision: Precision, hidden_size: int) -> torch.dtype:

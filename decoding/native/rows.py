@@ -4,16 +4,19 @@ Rows come prompt by prompt, any number each. The matrix products with the weight
 are; the products with a prompt's context want each of its rows and heads in one matrix. So every
 row has a slot for each head: neighbouring prompts of about the same width make a block of shape
 (prompts, heads, widest, D), where equal widths waste nothing and very different ones never share.
+Blocks come in few shapes (see sizes.py): a power of two of prompts, and a rounded widest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from decoding.native.sizes import rounded
 
 PADDING = 0.25
 """A block may have this many empty slots for each row in it."""
@@ -47,7 +50,7 @@ class Rows:
         strides: list[int] = []
         blocks: list[Block] = []
         slot = row = 0
-        for start, end, widest in _runs(counts, heads):
+        for start, end, widest in _blocks(counts, heads):
             for number, count in enumerate(counts[start:end]):
                 first.append(slot + number * heads * widest + np.arange(count))
                 strides.append(widest)
@@ -56,6 +59,16 @@ class Rows:
                 blocks.append(Block(slice(start, end), slice(begin, row), slot, widest))
             slot += (end - start) * heads * widest
         return cls(np.concatenate(first), np.repeat(strides, counts), blocks, slot)
+
+
+def _blocks(counts: Sequence[int], heads: int) -> Iterator[tuple[int, int, int]]:
+    """Runs in pieces of a power of two of prompts, with the rounded widest of each piece."""
+    for begin, end, _ in _runs(counts, heads):
+        start = begin
+        while start < end:
+            stop = start + (1 << ((end - start).bit_length() - 1))
+            yield start, stop, rounded(max(counts[start:stop]))
+            start = stop
 
 
 def _runs(counts: Sequence[int], heads: int) -> list[tuple[int, int, int]]:

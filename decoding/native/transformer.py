@@ -35,6 +35,7 @@ from decoding.native.kv import BeamKV, ContextKV
 from decoding.native.numbers import Array, Floats, raw
 from decoding.native.product import Product
 from decoding.native.rows import Rows
+from decoding.native.sizes import roomy, rounded
 from decoding.team import torch_team
 from decoding.weights import DecoderWeights, LayerWeights
 
@@ -177,12 +178,12 @@ class Decoder:
 
     def _normalised(self, state: Tensor, change: Tensor | None, weight: Floats) -> Tensor:
         """Adds the change to the state; its norm in the computing type."""
-        normed = torch.empty(state.shape, dtype=self.dtype)
+        normed = roomy(len(state), state.shape[1], self.dtype)
         self._normalise_into(normed, state, change, weight)
         return normed
 
     def _final(self, state: Tensor, change: Tensor | None) -> Tensor:
-        final = torch.empty_like(state)
+        final = roomy(len(state), state.shape[1], state.dtype)
         self._normalise_into(final, state, change, self._final_norm)
         return final
 
@@ -260,11 +261,11 @@ class Decoder:
             generated = _Generated(nothing, nothing, np.zeros((0, count), dtype=np.int64))
         keys, values, ancestry = generated
         own = np.empty((count, shape.heads, len(ancestry)), dtype=np.float32)
-        mixed = torch.empty((count, shape.heads * size), dtype=self.dtype)
+        mixed = roomy(count, shape.heads * size, self.dtype)
         seen, target = raw(queries), raw(mixed)
         for prompts, span, slot, widest in rows.blocks:
             folded = slice(prompts.start * shape.key_heads, prompts.stop * shape.key_heads)
-            longest = int(context.lengths[prompts].max())
+            longest = rounded(int(context.lengths[prompts].max()))
             slots = (prompts.stop - prompts.start) * shape.heads * widest
             asked = queries[slot : slot + slots].view(folded.stop - folded.start, -1, size)
             context_keys = context.keys[number][folded, :longest]
@@ -303,6 +304,6 @@ class Decoder:
         """Adds the attention's output to the state; the feed-forward's is left to be added."""
         normed = self._normalised(state, layer.attention_output(mixed), layer.mlp_norm)
         both = layer.gate_up(normed)
-        gated = torch.empty((len(both), both.shape[1] // 2), dtype=self.dtype)
+        gated = roomy(len(both), both.shape[1] // 2, self.dtype)
         gate(torch_team(), raw(both), raw(gated))
         return layer.down(gated)

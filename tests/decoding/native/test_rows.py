@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.native.rows import BLOCK_SLOTS, PADDING, Rows
+from decoding.native.rows import BLOCK_SLOTS, Rows
+from decoding.native.sizes import rounded
 
 
 @given(
@@ -29,12 +30,13 @@ def test_every_row_and_head_has_its_own_slot_in_its_prompts_block(counts, heads)
         )
         assert np.array_equal(inside // width % heads, np.tile(np.arange(heads), (len(inside), 1)))
         mine = counts[block.prompts]
-        assert len(mine) == 1 or len(mine) * width <= (1 + PADDING) * sum(mine)
-        assert len(mine) == 1 or len(mine) * width * heads <= BLOCK_SLOTS
+        assert len(mine).bit_count() == 1
+        assert width == rounded(max(mine))
+        assert len(mine) == 1 or len(mine) * max(mine) * heads <= BLOCK_SLOTS
     assert seen == sum(counts)
 
 
 def test_equal_widths_share_a_block_and_different_ones_do_not():
     assert [block.widest for block in Rows.of([32] * 8, 4).blocks] == [32]
     # 50 and 80 waste less than a quarter together.
-    assert [block.widest for block in Rows.of([10, 50, 80, 512], 4).blocks] == [10, 80, 512]
+    assert [block.widest for block in Rows.of([10, 50, 80, 512], 4).blocks] == [16, 80, 512]
