@@ -13,7 +13,7 @@ import signal
 import socket
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,9 +26,10 @@ from server import settings as settings_of
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from models.registry.registry import Registry
     from server.keywords.generator import KeywordGenerator
     from server.keywords.metrics import WorkerMetrics
-    from server.keywords.worker import WorkerPlan
+    from server.keywords.worker import Worker, WorkerPlan
 
 EXIT_AT_ONCE = 130
 
@@ -86,17 +87,25 @@ def chosen_snapshot(settings: Settings) -> Path | None:
     the champion file, chosen as `serve` does), else None."""
     if settings.snapshot is not None:
         return settings.snapshot
-    from models.registry.registry import Registry
-
-    registry, named = Registry(settings.registry), settings.model_fields_set
-    asked = "champion" not in named or "registry" in named
-    if asked and registry.exists and registry.aliases().champion is not None:
+    registry = followed_registry(settings)
+    if registry is not None:
         return registry.choose(verify=False).snapshot
     if not settings.champion.is_file():
         return None
     from server.generation import read_champion
 
     return read_champion(settings.champion)[0]
+
+
+def followed_registry(settings: Settings) -> Registry | None:
+    """The registry whose champion's catalogue keywords are about; None where it does not say."""
+    from models.registry.registry import Registry
+
+    registry, named = Registry(settings.registry), settings.model_fields_set
+    asked = "champion" not in named or "registry" in named
+    if settings.snapshot is not None or not asked:
+        return None
+    return registry if registry.exists and registry.aliases().champion is not None else None
 
 
 def plan_of(settings: Settings, until_empty: bool) -> WorkerPlan:
@@ -130,7 +139,8 @@ async def work(
     stop: asyncio.Event | None = None,
 ) -> dict[str, Any]:
     """Work until `stop` is set, by signals unless it is given; what was done."""
-    from server.keywords.generators import open_generator
+    from server.keywords.following import follow
+    from server.keywords.generators import budget_of, open_generator
     from server.keywords.metrics import WorkerMetrics
     from server.keywords.queue import KeywordQueue
     from server.keywords.store import KeywordStore
@@ -153,22 +163,37 @@ async def work(
             lease_s=settings.keyword_lease_s,
             consumer=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         )
-        async with open_generator(
-            settings, chosen_snapshot(settings), store, null_delay_s
-        ) as generator:
+        budget = budget_of(settings)
+
+        def opened(path: Path | None) -> AbstractAsyncContextManager[KeywordGenerator]:
+            return open_generator(settings, path, store, null_delay_s, budget)
+
+        registry, snapshot = followed_registry(settings), chosen_snapshot(settings)
+        async with AsyncExitStack() as present:
+            generator = await present.enter_async_context(opened(snapshot))
             metrics = WorkerMetrics(generator.name)
-            _observe_llm(generator, metrics)
             plan = plan_of(settings, until_empty)
             forward_standard_logging(log)
             one = Worker(queue, store, keys, generator, metrics, log, plan, traces)
+            _observe_llm(one, metrics)
             if stop is None:
                 end_with_signals(told)
             with _exposed(metrics, settings.metrics_host, metrics_port) as port:
                 log.info(
                     "working", generator=generator.name, version=generator.version, metrics=port
                 )
+                # Another one may take its place, and this one's catalogue is let go of then.
+                del generator
                 try:
-                    tally = await one.run(told)
+                    async with asyncio.TaskGroup() as group:
+                        following = None
+                        if registry is not None and snapshot is not None:
+                            following = group.create_task(
+                                follow(registry, snapshot, opened, present, one, log)
+                            )
+                        tally = await one.run(told)
+                        if following is not None:
+                            following.cancel()
                 except BaseExceptionGroup as group:
                     error = worker_error(group)
                     if error is None:
@@ -178,16 +203,21 @@ async def work(
                     if traces is not None:
                         await asyncio.to_thread(traces.close)
             log.info("ended", **asdict(tally))
-    return asdict(tally) | {"generator": generator.name, "version": generator.version}
+            made_by = {"generator": one.generator.name, "version": one.generator.version}
+    return asdict(tally) | made_by
 
 
-def _observe_llm(generator: KeywordGenerator, metrics: WorkerMetrics) -> None:
+def _observe_llm(worker: Worker, metrics: WorkerMetrics) -> None:
     """Show what a language model's generator counts; others count nothing of their own."""
-    from server.keywords.llm import LlmGenerator
+    from server.keywords.llm import LlmGenerator, LlmStats
     from server.keywords.llm_metrics import LlmCollector
 
-    if isinstance(generator, LlmGenerator):
-        metrics.registry.register(LlmCollector(generator.stats))
+    def stats() -> LlmStats:
+        assert isinstance(worker.generator, LlmGenerator)
+        return worker.generator.stats()
+
+    if isinstance(worker.generator, LlmGenerator):
+        metrics.registry.register(LlmCollector(stats))
 
 
 def end_with_signals(stop: asyncio.Event) -> None:

@@ -16,17 +16,23 @@ from server.redis.connection import RedisUnavailable
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from server.keywords.budget import Budget
     from server.keywords.vocabulary import Vocabulary
 
 
 @asynccontextmanager
 async def open_generator(
-    settings: Settings, snapshot: Path | None, store: KeywordStore, null_delay_s: float = 0.0
+    settings: Settings,
+    snapshot: Path | None,
+    store: KeywordStore,
+    null_delay_s: float = 0.0,
+    budget: Budget | None = None,
 ) -> AsyncGenerator[KeywordGenerator, None]:
     """The generator of `keyword_generator`; closed at the end.
 
     The statistical one needs a snapshot; the LLM's terms are those that its catalogue knows, where
-    one is given. `store`: where the LLM finds generic keywords made before.
+    one is given. `store`: where the LLM finds generic keywords made before. `budget`: the LLM's, a
+    new one of the settings' unless given.
     Raises ConfigError for settings that are missing or wrong, ArtifactError for the snapshot.
     """
     kind = settings.keyword_generator
@@ -37,8 +43,19 @@ async def open_generator(
             raise ConfigError("the statistical generator needs --snapshot, or a champion to serve")
         yield await asyncio.to_thread(_statistical, snapshot, settings)
     else:
-        async with _llm(settings, snapshot, store) as generator:
+        async with _llm(settings, snapshot, store, budget or budget_of(settings)) as generator:
             yield generator
+
+
+def budget_of(settings: Settings) -> Budget:
+    """What a worker's language model may be asked, of whichever catalogue."""
+    from server.keywords.budget import Budget
+
+    return Budget(
+        settings.keyword_llm_requests_per_minute,
+        settings.keyword_llm_tokens_per_minute,
+        settings.keyword_llm_tokens_per_day,
+    )
 
 
 def _statistical(path: Path, settings: Settings) -> KeywordGenerator:
@@ -68,9 +85,8 @@ def _vocabulary(path: Path, settings: Settings) -> Vocabulary:
 
 @asynccontextmanager
 async def _llm(
-    settings: Settings, snapshot: Path | None, store: KeywordStore
+    settings: Settings, snapshot: Path | None, store: KeywordStore, budget: Budget
 ) -> AsyncGenerator[KeywordGenerator, None]:
-    from server.keywords.budget import Budget
     from server.keywords.chat import ChatSettings
     from server.keywords.llm import LlmGenerator
 
@@ -89,11 +105,6 @@ async def _llm(
         read_timeout_s=settings.keyword_llm_timeout_s,
         total_timeout_s=settings.keyword_llm_timeout_s,
         extra=settings.keyword_llm_extra,
-    )
-    budget = Budget(
-        settings.keyword_llm_requests_per_minute,
-        settings.keyword_llm_tokens_per_minute,
-        settings.keyword_llm_tokens_per_day,
     )
 
     async def generic(request: KeywordRequest) -> Keywords | None:

@@ -11,6 +11,9 @@ generator) until `attempts` are used up; any other, at once, makes it a dead let
 and are spread at random. A service that says when to come back is left alone until then: its jobs
 stay in the queue, in their order.
 
+The generator may be replaced while it works (`server.keywords.following`): a batch ends with the
+one that it began with, and what it made is stored under that one's version.
+
 While Redis is away the worker keeps what it has made and tries to store it again. `stop` ends it:
 no new jobs, and at most `drain_s` for those in hand; what is not done then is handed out again when
 its lease ends.
@@ -117,6 +120,7 @@ class Worker:
         self._plan = plan
         self._traces = traces
         self._in_hand: dict[tuple[int, bytes], Held] = {}
+        self._batches: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._reclaim_at = 0.0
         self._away_s = 0.0
@@ -124,7 +128,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> Tally:
         """Work until `stop` is set, or with `until_empty` until there is nothing left to do."""
-        batches: set[asyncio.Task[None]] = set()
+        batches = self._batches
 
         def ended(batch: asyncio.Task[None]) -> None:
             batches.discard(batch)
@@ -136,7 +140,7 @@ class Worker:
                 for work in (self._holding(), self._reporting(), self._waking(stop))
             ]
             try:
-                while await self._slot_free(stop, batches):
+                while await self._slot_free(stop):
                     taken = await self._take(stop)
                     if taken is None:
                         break
@@ -146,18 +150,30 @@ class Worker:
                         batch.add_done_callback(ended)
                 if batches:
                     self._log.info("draining", jobs=len(self._in_hand))
-                    await self._drain(batches)
+                    await self._drain()
             finally:
                 for task in (*keeping, *batches):
                     task.cancel()
         return self.tally
 
-    async def _slot_free(self, stop: asyncio.Event, batches: set[asyncio.Task[None]]) -> bool:
+    @property
+    def generator(self) -> KeywordGenerator:
+        """What new batches begin with."""
+        return self._generator
+
+    async def replace(self, generator: KeywordGenerator) -> None:
+        """Batches begin with another generator from now on; on return nobody uses the one before
+        any more."""
+        self._generator = generator
+        if self._batches:
+            await asyncio.wait(set(self._batches))
+
+    async def _slot_free(self, stop: asyncio.Event) -> bool:
         """Wait for a slot, and for the service if it is left alone; False when there is to be no
         further batch."""
         while not stop.is_set():
             paused_s = self._paused_until - time.monotonic()
-            full = len(batches) >= self._plan.concurrency
+            full = len(self._batches) >= self._plan.concurrency
             if not full and paused_s <= 0:
                 return True
             self._wake.clear()
@@ -196,31 +212,32 @@ class Worker:
         return taken
 
     async def _work(self, taken: Taken) -> None:
+        generator = self._generator
         try:
             for entry in taken.unreadable:
                 await self._persist(lambda entry=entry: self._queue.discard(entry))
                 self._count("dead", 1)
             worn = [held for held in taken.jobs if held.deliveries > MAX_DELIVERIES]
             if worn:
-                await self._bury(worn, f"its workers died {MAX_DELIVERIES} times")
+                await self._bury(worn, f"its workers died {MAX_DELIVERIES} times", generator)
             jobs = [held for held in taken.jobs if held.deliveries <= MAX_DELIVERIES]
             if jobs:
-                await self._make(jobs)
+                await self._make(jobs, generator)
         finally:
             for held in taken.jobs:
                 self._in_hand.pop((held.place, held.entry), None)
             self._metrics.in_hand.set(len(self._in_hand))
 
-    async def _make(self, jobs: Sequence[Held]) -> None:
+    async def _make(self, jobs: Sequence[Held], generator: KeywordGenerator) -> None:
         """Generate and store. A batch that breaks the generator is tried job by job."""
         began, taken_s = time.perf_counter(), time.time()
         try:
             async with asyncio.timeout(GENERATION_S):
-                answers = await self._generator.generate([held.job.request for held in jobs])
+                answers = await generator.generate([held.job.request for held in jobs])
         except Exception as error:  # noqa: BLE001  whatever broke in there, other jobs go on
             if len(jobs) > 1:
                 for held in jobs:
-                    await self._make([held])
+                    await self._make([held], generator)
                 return
             self._log.exception("generator failed", job=jobs[0].job.id)
             told = f"{type(error).__name__}: {error}"
@@ -232,9 +249,9 @@ class Worker:
         nothing = 0
         for held, answer in zip(jobs, answers, strict=True):
             if isinstance(answer, GenerationError):
-                await self._fail(held, answer)
+                await self._fail(held, answer, generator)
             else:
-                done.append(self._done(held, answer))
+                done.append(self._done(held, answer, generator))
                 nothing += not answer.terms
         if done:
             ended = await self._persist(lambda: self._queue.finish(done))
@@ -243,12 +260,13 @@ class Worker:
             self._count("made", max(0, sum(ended) - nothing))
         stored_s = time.perf_counter() - began - generated_s
         for held, answer in zip(jobs, answers, strict=True):
-            self._trace(held, answer, taken_s, generated_s, stored_s)
+            self._trace(held, answer, generator, taken_s, generated_s, stored_s)
 
     def _trace(
         self,
         held: Held,
         answer: Keywords | GenerationError,
+        generator: KeywordGenerator,
         taken_s: float,
         generated_s: float,
         stored_s: float,
@@ -259,20 +277,23 @@ class Worker:
             return
         waited_s = max(0.0, taken_s - job.created_s)
         failure = answer.failure if isinstance(answer, GenerationError) else ""
-        facts: dict[str, str | int] = {"generator": self._generator.name, "attempt": job.attempt}
+        facts: dict[str, str | int] = {"generator": generator.name, "attempt": job.attempt}
         facts["outcome"] = failure or ("made" if getattr(answer, "terms", ()) else "nothing")
         if self._traces.with_queries:
             facts["query"] = job.request.query
         parts = {"queue": waited_s, "generate": generated_s, "store": stored_s}
         self._traces.job("keywords.job", job.traceparent, parts, facts)
 
-    def _done(self, held: Held, keywords: Keywords) -> Done:
+    def _done(self, held: Held, keywords: Keywords, generator: KeywordGenerator) -> Done:
         user_id = held.job.request.user_id
         return Done(
-            held, self._store_key(held), keywords_to_json(keywords), ttl_of(keywords, user_id)
+            held,
+            self._store_key(held, generator),
+            keywords_to_json(keywords),
+            ttl_of(keywords, user_id),
         )
 
-    async def _fail(self, held: Held, error: GenerationError) -> None:
+    async def _fail(self, held: Held, error: GenerationError, generator: KeywordGenerator) -> None:
         attempt = held.job.attempt
         if error.failure in SERVICE_FAILURES:
             again = time.time() - held.job.created_s < STALE_S
@@ -280,7 +301,7 @@ class Worker:
         else:
             again = error.retryable and attempt + 1 < self._plan.attempts
         if not again:
-            await self._bury([held], f"{error.failure}: {error.message}")
+            await self._bury([held], f"{error.failure}: {error.message}", generator)
             return
         wait_s = min(self._plan.retry_s * 2 ** min(attempt, 20), LONGEST_RETRY_S)
         wait_s = max(wait_s, error.retry_after_s or 0) * random.uniform(0.75, 1.25)
@@ -307,18 +328,18 @@ class Worker:
             )
         self._paused_until = max(self._paused_until, now + wait_s)
 
-    async def _bury(self, jobs: Sequence[Held], reason: str) -> None:
+    async def _bury(self, jobs: Sequence[Held], reason: str, generator: KeywordGenerator) -> None:
         value = failure_to_json(reason)
-        dead = [Dead(held, self._store_key(held), reason, value) for held in jobs]
+        dead = [Dead(held, self._store_key(held, generator), reason, value) for held in jobs]
         buried = sum(await self._persist(lambda: self._queue.bury(dead)))
         self._count("dead", buried)
         self._count("repeated", len(dead) - buried)
         for held in jobs:
             self._log.error("dead letter", job=held.job.id, reason=reason)
 
-    def _store_key(self, held: Held) -> str:
+    def _store_key(self, held: Held, generator: KeywordGenerator) -> str:
         request = held.job.request
-        return self._keys.keywords(self._generator.version, request.normalised, request.user_id)
+        return self._keys.keywords(generator.version, request.normalised, request.user_id)
 
     async def _persist(self, step: Callable[[], Awaitable[Result]]) -> Result:
         """A step in Redis, again and again while Redis is away."""
@@ -331,8 +352,8 @@ class Worker:
                 await asyncio.sleep(away_s * random.uniform(0.5, 1))
                 away_s = min(2 * away_s, LONGEST_AWAY_S)
 
-    async def _drain(self, batches: set[asyncio.Task[None]]) -> None:
-        left = set(batches)
+    async def _drain(self) -> None:
+        left = set(self._batches)
         _, late = await asyncio.wait(left, timeout=self._plan.drain_s)
         if late:
             self._log.warning("not drained in time", jobs=len(self._in_hand))
@@ -351,19 +372,19 @@ class Worker:
 
     async def _reporting(self) -> None:
         """Say which version is made, read the queue's numbers, write the progress."""
-        announced, told, logged = False, False, time.monotonic()
+        announced, told, logged = "", "", time.monotonic()
         before = self.tally.done
         while True:
             try:
-                current = await self._store.version()
-                if not announced or current is None:
-                    await self._store.announce(self._generator.version)
-                    announced = True
-                elif current != self._generator.version and not told:
-                    told = True
+                current, own = await self._store.version(), self._generator.version
+                if announced != own or current is None:
+                    await self._store.announce(own)
+                    announced = own
+                elif current != own and told != own:
+                    told = own
                     self._log.warning(
                         "another worker makes another version, which is the one that is read",
-                        own=self._generator.version,
+                        own=own,
                         other=current,
                     )
                 self._metrics.status = await self._queue.status()
