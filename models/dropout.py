@@ -39,14 +39,24 @@ class Dropout:
 
     def __call__(self, state: Tensor, place: int) -> Tensor:
         """`state` of any shape with some of its values dropped; `place`: where in the model."""
+        factors = self._mask(state, place)
+        return state if factors is None else state * factors
+
+    def added(self, state: Tensor, branch: Tensor, place: int) -> Tensor:
+        """`state` + self(`branch`, `place`), both of one shape, in one pass over memory."""
+        factors = self._mask(branch, place)
+        return state + branch if factors is None else torch.addcmul(state, branch, factors)
+
+    def _mask(self, state: Tensor, place: int) -> Tensor | None:
+        """Factors of `state`'s shape; None where nothing is dropped."""
         dropped = round(self.probability * _STEPS)
         if not dropped or not state.numel():
-            return state
+            return None
         length = max(_LEAST, 1 << (2 * state.numel() - 1).bit_length())
         factors = _factors(dropped, length, state.dtype, state.device)
         random = np.random.default_rng(np.random.SeedSequence([*self.seed, place]))
         begin = _GRAIN * int(random.integers((length - state.numel()) // _GRAIN + 1))
-        return state * factors[begin : begin + state.numel()].view(state.shape)
+        return factors[begin : begin + state.numel()].view(state.shape)
 
 
 @lru_cache(maxsize=8)

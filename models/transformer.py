@@ -119,6 +119,29 @@ class Rotation(NamedTuple):
     sine: Tensor
 
 
+class Points(NamedTuple):
+    """The places of rows (B, T) whose final states are wanted, N of them.
+
+    `places` int64 (B, P): in each row, filled up with 0. `kept` int64 (N,): which of the flattened
+    B·P are no filling. `position` int64 (N,): theirs in the flattened rows.
+    """
+
+    places: Tensor
+    kept: Tensor
+    position: Tensor
+
+    def to(self, device: torch.device) -> Points:
+        return Points(*(one.to(device) for one in self))
+
+
+class Frame(NamedTuple):
+    """What a pass knows of its rows besides the states: rotation, and the attention mask as an
+    additive term (B or 1, 1, T, T) of the computing type. Passes over the same rows share it."""
+
+    rotation: Rotation
+    bias: Tensor
+
+
 class Qwen3(nn.Module):
     """Decoder-only language model. `hidden` gives states, `logits` and `level_logits` read them.
 
@@ -159,37 +182,47 @@ class Qwen3(nn.Module):
         attention_bias: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         *,
-        points: Tensor | None = None,
+        points: Points | None = None,
         dropout: Dropout | None = None,
+        frame: Frame | None = None,
     ) -> Tensor:
-        """Final, normalised states (B, T, d); of `points` only, (B, P, d), where they are given.
+        """Final, normalised states (B, T, d); of `points` only, (N, d), where they are given.
 
         `token_ids` int (B, T), or `inputs_embeds` (B, T, d) in their place. `position_ids`
         (B, T), default 0…T-1. `attention_bias` (B or 1, 1, T, T): bool, true where a query (third
         axis) may see a key (fourth), or an additive float mask; default causal. A query that may
-        see nothing (padding) gets a finite state of no meaning. `points` int64 (B, P): places in
-        the rows. `dropout` falls on the embeddings and on each block's two outputs.
+        see nothing (padding) gets a finite state of no meaning. `dropout` falls on the embeddings
+        and on each block's two outputs. `frame`, where given, stands for `position_ids` and
+        `attention_bias`.
         """
         embeddings = inputs_embeds
         if embeddings is None:
             embeddings = self._looked_up(_required(token_ids))
         compute_type = _compute_type(embeddings)
-        _, length, _ = embeddings.shape
-        if position_ids is None:
-            position_ids = torch.arange(length, device=embeddings.device)[None]
-        rotation = self._rotation(position_ids.expand(len(embeddings), -1))
-        bias = _additive(attention_bias, length, compute_type, embeddings.device)
+        if frame is None:
+            count, length, _ = embeddings.shape
+            if position_ids is None:
+                position_ids = torch.arange(length, device=embeddings.device)[None]
+            frame = self.frame(position_ids.expand(count, -1), attention_bias, compute_type)
         drop = dropout or _NO_DROPOUT
         state = drop(embeddings.to(compute_type), 0)
         last = len(self.model.layers) - 1
         for number, layer in enumerate(self.model.layers):
             wanted = points if number == last else None
-            arguments = (state, rotation, bias, drop, number, wanted)
+            arguments = (state, *frame, drop, number, wanted)
             if self.recompute and torch.is_grad_enabled():
                 state = cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False))
             else:
                 state = cast(DecoderLayer, layer)(*arguments)
         return self.model.norm(state)
+
+    def frame(
+        self, position_ids: Tensor, attention_bias: Tensor | None, compute_type: torch.dtype
+    ) -> Frame:
+        """Of rows with these positions (B, T) and this mask, as `hidden` takes them."""
+        length, device = position_ids.shape[1], position_ids.device
+        bias = _additive(attention_bias, length, compute_type, device)
+        return Frame(self._rotation(position_ids), bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, d) → (…, vocab_size)."""
@@ -245,13 +278,14 @@ class DecoderLayer(nn.Module):
         bias: Tensor,
         drop: Dropout,
         number: int,
-        points: Tensor | None,
+        points: Points | None,
     ) -> Tensor:
         attended = self.self_attn(self.input_layernorm(state), rotation, bias, points)
         if points is not None:
-            state = _at(state, points)
-        state = state + drop(attended, 2 * number + 1)
-        return state + drop(self.mlp(self.post_attention_layernorm(state)), 2 * number + 2)
+            state = state.flatten(0, 1).index_select(0, points.position)
+        state = drop.added(state, attended, 2 * number + 1)
+        widened = self.mlp(self.post_attention_layernorm(state))
+        return drop.added(state, widened, 2 * number + 2)
 
 
 class Attention(nn.Module):
@@ -270,37 +304,42 @@ class Attention(nn.Module):
         self.k_norm = RmsNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, state: Tensor, rotation: Rotation, bias: Tensor, points: Tensor | None = None
+        self, state: Tensor, rotation: Rotation, bias: Tensor, points: Points | None = None
     ) -> Tensor:
+        """(B, T, d) of states (B, T, d); (N, d) of points."""
         batch, length, _ = state.shape
-        asking = length if points is None else points.shape[1]
-        query, key, value = self._heads(state, rotation, points)
+        places = None if points is None else points.places
+        asking = length if places is None else places.shape[1]
+        query, key, value = self._heads(state, rotation, places)
         group = self.heads // self.key_heads
         # Query heads of one group lie beside their key head: fold them into its rows.
         query = query.reshape(batch * self.key_heads, group * asking, self.head_dim)
         key = key.reshape(batch * self.key_heads, length, self.head_dim)
         value = value.reshape(batch * self.key_heads, length, self.head_dim)
         scores = torch.bmm(query, key.transpose(1, 2))
-        allowed = bias if points is None else _bias_at(bias, points)
+        allowed = bias if places is None else _bias_at(bias, places)
         scores = scores.view(batch, self.heads, asking, length).add_(allowed)
         weights = torch.softmax(scores, dim=-1).view(batch * self.key_heads, -1, length)
         mixed = torch.bmm(weights, value).view(batch, self.heads, asking, self.head_dim)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, asking, -1))
+        mixed = mixed.transpose(1, 2).reshape(batch, asking, -1)
+        if points is not None:
+            mixed = mixed.flatten(0, 1).index_select(0, points.kept)
+        return self.o_proj(mixed)
 
     def _heads(
-        self, state: Tensor, rotation: Rotation, points: Tensor | None
+        self, state: Tensor, rotation: Rotation, places: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T or P, D) of the points, keys and values (B, C, T, D) of all."""
+        """Queries (B, H, T or P, D) of the places, keys and values (B, C, T, D) of all."""
         # The scores' 1/√D rides on the norm's weight.
         to_query = (self.q_norm.weight * self.head_dim**-0.5).expand(self.heads, -1)
         to_key = self.k_norm.weight.expand(self.key_heads, -1)
         matrices = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        if points is None:
+        if places is None:
             both = torch.cat((to_query, to_key))
             return self._parted(state, matrices, both, rotation, (self.heads, self.key_heads))
-        asked = _rotation_at(rotation, points)
+        asked = _rotation_at(rotation, places)
         query, _, _ = self._parted(
-            _at(state, points), matrices[:1], to_query, asked, (self.heads, 0)
+            _at(state, places), matrices[:1], to_query, asked, (self.heads, 0)
         )
         _, key, value = self._parted(state, matrices[1:], to_key, rotation, (0, self.key_heads))
         return query, key, value
@@ -365,20 +404,20 @@ def _additive(
     return bias.to(compute_type)
 
 
-def _at(state: Tensor, points: Tensor) -> Tensor:
-    """(B, T, d) → (B, P, d): the states at `points`."""
+def _at(state: Tensor, places: Tensor) -> Tensor:
+    """(B, T, d) → (B, P, d): the states at `places`."""
     batch, length, width = state.shape
-    first = torch.arange(batch, device=points.device)[:, None] * length
-    flat = state.reshape(-1, width).index_select(0, (points + first).flatten())
+    first = torch.arange(batch, device=places.device)[:, None] * length
+    flat = state.reshape(-1, width).index_select(0, (places + first).flatten())
     return flat.view(batch, -1, width)
 
 
-def _rotation_at(rotation: Rotation, points: Tensor) -> Rotation:
-    return Rotation(_at(rotation.cosine, points), _at(rotation.sine, points))
+def _rotation_at(rotation: Rotation, places: Tensor) -> Rotation:
+    return Rotation(_at(rotation.cosine, places), _at(rotation.sine, places))
 
 
-def _bias_at(bias: Tensor, points: Tensor) -> Tensor:
-    return _at(bias[:, 0].expand(len(points), -1, -1), points)[:, None]
+def _bias_at(bias: Tensor, places: Tensor) -> Tensor:
+    return _at(bias[:, 0].expand(len(places), -1, -1), places)[:, None]
 
 
 def _required(token_ids: Tensor | None) -> Tensor:

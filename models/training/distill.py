@@ -14,10 +14,11 @@ prior, on both sides. Terms are means over the positions of a level, summed over
 weights stand to each other as in the formula. L_CE and L_KL are those of the first pass. The
 teacher runs without dropout, and only where a query has keywords: L_KL is the mean over those.
 
-Cost. Teacher: a forward pass without a graph. g is a by-product of the first pass's backward pass,
-because R-Drop's gradient is not in it: R-Drop is differentiated by the second pass only, twice. The
-two passes are drawn alike, so ∂/∂(first) and ∂/∂(second) have the same mean, and 2·∂/∂(second) is
-an unbiased estimate of the whole gradient, one backward pass cheaper.
+Cost. Teacher: a forward pass without a graph. R-Drop: another one, since it is differentiated by
+the first pass only, twice. The two passes are drawn alike, so ∂/∂(first) and ∂/∂(second) have the
+same mean, and 2·∂/∂(first) is an unbiased estimate of the whole gradient. It joins that of L_CE and
+L_KL in one backward pass over the weights. g, which is without R-Drop, is the gradient by the
+embeddings only: no weight's is computed for it, and without R-Drop it is a by-product.
 
     onesearch train distill DATASET SNAPSHOT CHECKPOINT --init CHECKPOINT --keywords FILE
 """
@@ -28,7 +29,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,21 +37,15 @@ from index.codec import Codec
 from index.errors import ConfigError
 from models.dropout import Dropout
 from models.tokenizer import Tokenizer
-from models.training import adversarial, loop, parallel
+from models.training import adversarial, loop, parallel, slopes
 from models.training.batches import PairBatch, PairBatches
 from models.training.curriculum import Curriculum, Mixture
 from models.training.examples import PackedBatch
 from models.training.loop import LoopResult, Progress, Schedule, StepResult
-from models.training.losses import (
-    FOCAL_GAMMA,
-    FOCAL_WEIGHT,
-    focal_loss,
-    forward_kl,
-    soft_cross_entropy,
-    symmetric_kl,
-)
+from models.training.losses import FOCAL_GAMMA, FOCAL_WEIGHT
 from models.training.readout import Readout
-from models.transformer import Qwen3
+from models.training.slopes import Distribution, Taught
+from models.transformer import Frame, Qwen3
 
 KL_WEIGHT = 0.1
 R_DROP_WEIGHT = 0.5
@@ -159,6 +154,25 @@ class Terms:
     adversarial: torch.Tensor
 
 
+class _Shared(NamedTuple):
+    """Of the students' rows, whatever the pass."""
+
+    frame: Frame
+    priors: list[torch.Tensor]
+
+
+class _Pass(NamedTuple):
+    """L_CE and L_KL; the embeddings (R, T, d) that went in; per level the logits that came out,
+    their distribution, and the gradient of L_CE + α_KL·L_KL by them."""
+
+    ce: torch.Tensor
+    kl: torch.Tensor
+    inputs: torch.Tensor
+    logits: list[torch.Tensor]
+    held: list[Distribution]
+    slopes: list[torch.Tensor]
+
+
 class DistillStage:
     """Model, optimiser, batches, and a moving-average teacher where there is one."""
 
@@ -186,6 +200,8 @@ class DistillStage:
         self._settings = settings
         self._batches = batches
         self._autocast = autocast
+        weights_type = next(model.parameters()).dtype
+        self._compute_type = torch.bfloat16 if autocast else weights_type
         self._readout = Readout(tokenizer, codec, settings.prior_beta, self._device)
 
     def step(self, number: int, progress: float, rate: float) -> StepResult:
@@ -203,52 +219,110 @@ class DistillStage:
     def backward(self, pair: PairBatch, number: int) -> Terms:
         """Adds the gradient of the whole loss to the parameters'; `number` decides the dropout."""
         settings, student = self._settings, pair.student
-        nothing = torch.zeros((), device=self._device)
-        teacher = self._teach(pair.teacher) if settings.kl_weight else None
-        embeddings = self.model.embed(student.token_ids)
-        if settings.adversarial_epsilon:
-            embeddings.retain_grad()
-        first = self._logits(student, embeddings, self._dropout(number, _CLEAN))
-        ce, kl = self._ce(first, student), self._kl(teacher, first, pair)
-        torch.autograd.backward(ce + settings.kl_weight * kl)
-        r_drop = nothing
+        teacher = self._teach(pair) if settings.kl_weight else None
+        shared = self._shared(student)
+        # The passes' gradients by the embeddings are added up and go to the table once.
+        looked_up = self.model.embed(student.token_ids)
+        embeddings = looked_up.detach().to(self._compute_type)
+        clean = self._passed(pair, teacher, embeddings, self._dropout(number, _CLEAN), shared)
+        by_logits, gradient = clean.slopes, None
+        r_drop = adverse = torch.zeros((), device=self._device)
         if settings.r_drop_weight:
-            again = self.model.embed(student.token_ids)
-            second = self._logits(student, again, self._dropout(number, _SECOND))
-            held = [logits.detach() for logits in first]
-            r_drop = _summed(symmetric_kl(*both) for both in zip(held, second, strict=True))
-            torch.autograd.backward(2 * settings.r_drop_weight * r_drop)
-        adverse = nothing
+            r_drop, apart = self._apart(clean, student, embeddings, number, shared)
+            if settings.adversarial_epsilon:
+                (gradient,) = torch.autograd.grad(
+                    clean.logits, clean.inputs, clean.slopes, retain_graph=True
+                )
+            by_logits = [one + other for one, other in zip(clean.slopes, apart, strict=True)]
+        torch.autograd.backward(clean.logits, by_logits)
+        assert clean.inputs.grad is not None
+        total = clean.inputs.grad.to(looked_up.dtype, copy=True)
         if settings.adversarial_epsilon:
-            assert embeddings.grad is not None
-            adverse = self._adverse(pair, teacher, embeddings.grad, number)
-        return Terms(ce.detach(), kl.detach(), r_drop.detach(), adverse.detach())
+            moved = embeddings + adversarial.perturbation(
+                clean.inputs.grad if gradient is None else gradient,
+                student.segment,
+                student.examples,
+                settings.adversarial_epsilon,
+            )
+            again = self._passed(pair, teacher, moved, self._dropout(number, _ADVERSARIAL), shared)
+            torch.autograd.backward(again.logits, again.slopes)
+            assert again.inputs.grad is not None
+            total += again.inputs.grad
+            adverse = again.ce + settings.kl_weight * again.kl
+        torch.autograd.backward(looked_up, total)
+        return Terms(clean.ce, clean.kl, r_drop, adverse)
 
-    def _adverse(
+    def _passed(
         self,
         pair: PairBatch,
-        teacher: list[torch.Tensor] | None,
-        gradient: torch.Tensor,
-        number: int,
-    ) -> torch.Tensor:
-        """The two terms at moved embeddings, their gradient added to the parameters'."""
+        teacher: list[Taught] | None,
+        embeddings: torch.Tensor,
+        dropout: Dropout | None,
+        shared: _Shared,
+    ) -> _Pass:
+        """A pass with L_CE + α_KL·L_KL."""
         settings, student = self._settings, pair.student
-        moved = self.model.embed(student.token_ids) + adversarial.perturbation(
-            gradient, student.segment, student.examples, settings.adversarial_epsilon
-        )
-        logits = self._logits(student, moved, self._dropout(number, _ADVERSARIAL))
-        loss = self._ce(logits, student) + settings.kl_weight * self._kl(teacher, logits, pair)
-        torch.autograd.backward(loss)
-        return loss
+        inputs = embeddings.detach().requires_grad_()
+        logits = self._logits(student, inputs, dropout, shared=shared)
+        held = [slopes.distribution(level) for level in logits]
+        fits = [
+            slopes.fit(
+                level,
+                own,
+                targets.target,
+                teacher[number] if teacher else None,
+                focal=(settings.focal_weight, settings.focal_gamma) if settings.focal else None,
+                kl_weight=settings.kl_weight,
+                temperature=settings.temperature,
+            )
+            for number, (level, own, targets) in enumerate(
+                zip(logits, held, student.levels, strict=True)
+            )
+        ]
+        ce, kl = (torch.stack([fit[term] for fit in fits]).sum() for term in range(2))
+        by_logits = [fit.slope.to(level.dtype) for fit, level in zip(fits, logits, strict=True)]
+        return _Pass(ce, kl, inputs, logits, held, by_logits)
 
     @torch.no_grad()
-    def _teach(self, batch: PackedBatch) -> list[torch.Tensor]:
-        """The teacher's logits, per level; of no rows where no example has keywords."""
+    def _apart(
+        self,
+        clean: _Pass,
+        student: PackedBatch,
+        embeddings: torch.Tensor,
+        number: int,
+        shared: _Shared,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """R-Drop's term by a second pass, and the gradient of twice that, times α_R, by the first
+        one's logits."""
+        again = self._logits(student, embeddings, self._dropout(number, _SECOND), shared=shared)
+        terms = [
+            slopes.apart(slopes.distribution(level), own)
+            for level, own in zip(again, clean.held, strict=True)
+        ]
+        twice = 2 * self._settings.r_drop_weight
+        by_logits = [
+            (slope * twice).to(level.dtype) for (_, slope), level in zip(terms, again, strict=True)
+        ]
+        return torch.stack([value for value, _ in terms]).sum(), by_logits
+
+    @torch.no_grad()
+    def _teach(self, pair: PairBatch) -> list[Taught] | None:
+        """What the teacher says at the students' points, per level; None where no example has
+        keywords."""
         teacher = self.others.get("teacher", self.model)
         assert isinstance(teacher, Qwen3)
-        if not batch.examples:
-            return []
-        return self._logits(batch, None, None, teacher)
+        if not pair.teacher.examples:
+            return None
+        logits = self._logits(pair.teacher, None, None, teacher)
+        return [
+            slopes.taught(level, points, len(targets.position), self._settings.temperature)
+            for level, points, targets in zip(logits, pair.taught, pair.student.levels, strict=True)
+        ]
+
+    def _shared(self, batch: PackedBatch) -> _Shared:
+        frame = self.model.frame(batch.position_ids, batch.mask, self._compute_type)
+        with self._narrow():
+            return _Shared(frame, self._readout.priors(batch))
 
     def _logits(
         self,
@@ -256,10 +330,12 @@ class DistillStage:
         embeddings: torch.Tensor | None,
         dropout: Dropout | None,
         model: Qwen3 | None = None,
+        *,
+        shared: _Shared | None = None,
     ) -> list[torch.Tensor]:
         model = model or self.model
         # Each pass has a context of its own: weights that were cast without a graph are not kept.
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with self._narrow():
             hidden = model.hidden(
                 batch.token_ids,
                 batch.position_ids,
@@ -267,30 +343,12 @@ class DistillStage:
                 embeddings,
                 points=batch.points,
                 dropout=dropout,
+                frame=shared and shared.frame,
             )
-            return self._readout.level_logits(model, hidden, batch)
+            return self._readout.level_logits(model, hidden, batch, shared and shared.priors)
 
-    def _ce(self, logits: list[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
-        settings = self._settings
-        pairs = zip(logits, batch.levels, strict=True)
-        if not settings.focal:
-            return _summed(soft_cross_entropy(level, targets.target) for level, targets in pairs)
-        return _summed(
-            focal_loss(
-                level, targets.target, weight=settings.focal_weight, gamma=settings.focal_gamma
-            )
-            for level, targets in pairs
-        )
-
-    def _kl(
-        self, teacher: list[torch.Tensor] | None, student: list[torch.Tensor], pair: PairBatch
-    ) -> torch.Tensor:
-        if not teacher:
-            return torch.zeros((), device=self._device)
-        return _summed(
-            forward_kl(taught, level[points], temperature=self._settings.temperature)
-            for taught, level, points in zip(teacher, student, pair.taught, strict=True)
-        )
+    def _narrow(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)
 
     def _dropout(self, number: int, passed: int) -> Dropout | None:
         settings = self._settings
@@ -308,7 +366,3 @@ class DistillStage:
         share = 1 - self._settings.ema_decay
         for slow, fast in zip(teacher.parameters(), self.model.parameters(), strict=True):
             slow.lerp_(fast, share)
-
-
-def _summed(terms: Any) -> torch.Tensor:
-    return torch.stack(list(terms)).sum()

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from index.errors import ConfigError
 from models.training.example_set import ExampleSet
+from models.transformer import Points
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -49,16 +50,15 @@ class LevelTargets:
 class PackedBatch:
     """Rows (R, T): token and position ids, attention mask bool (R, 1, T, T), and targets.
 
-    segment (R, T): which example a token belongs to, -1 for padding. points (R, P): the places in
-    each row where something is predicted, filled up with 0. slot (R·T,): where a position's state
-    is among the R·P states of the points.
+    segment (R, T): which example a token belongs to, -1 for padding. points: where something is
+    predicted. slot (R·T,): which of the points a flattened position is.
     """
 
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     mask: torch.Tensor
     segment: torch.Tensor
-    points: torch.Tensor
+    points: Points
     slot: torch.Tensor
     levels: tuple[LevelTargets, ...]
     text_position: torch.Tensor
@@ -67,8 +67,8 @@ class PackedBatch:
     examples: int
 
     def states(self, hidden: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """(n, d): states at flattened positions (n,), of the points' states `hidden` (R, P, d)."""
-        return hidden.flatten(0, 1).index_select(0, self.slot[position])
+        """(n, d): states at flattened positions (n,), of the points' states `hidden` (N, d)."""
+        return hidden.index_select(0, self.slot[position])
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on another device; itself where it is there already."""
@@ -154,8 +154,8 @@ def pack_paths(
         position_ids=torch.from_numpy(layout.positions),
         mask=((same & own & causal) | diagonal)[:, None],
         segment=segment,
-        points=torch.from_numpy(points),
-        slot=torch.from_numpy(slot),
+        points=points,
+        slot=slot,
         levels=level_targets,
         text_position=torch.from_numpy(layout.text_position),
         text_target=torch.from_numpy(layout.text_target),
@@ -257,18 +257,19 @@ def _lay_out(
     )
 
 
-def _points(position: IntArray, shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+def _points(position: IntArray, shape: tuple[int, ...]) -> tuple[Points, torch.Tensor]:
     """`points` and `slot` of a batch whose flattened `position`s are wanted."""
     rows, length = shape
     used = np.unique(position)
     row, place = np.divmod(used, length)
     counts = np.bincount(row, minlength=rows)
     number = np.arange(len(used)) - np.repeat(np.cumsum(counts) - counts, counts)
-    points = np.zeros((rows, max(1, int(counts.max(initial=0)))), np.int64)
-    points[row, number] = place
+    places = np.zeros((rows, max(1, int(counts.max(initial=0)))), np.int64)
+    places[row, number] = place
     slot = np.zeros(rows * length, np.int64)
-    slot[used] = row * points.shape[1] + number
-    return points, slot
+    slot[used] = np.arange(len(used))
+    kept = row * places.shape[1] + number
+    return Points(*map(torch.from_numpy, (places, kept, used))), torch.from_numpy(slot)
 
 
 def _level_targets(

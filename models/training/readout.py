@@ -27,11 +27,26 @@ class Readout:
         self._prior_beta = prior_beta
         self._centroids = [torch.tensor(level, device=device) for level in codec.centroids]
 
+    def priors(self, batch: PackedBatch) -> list[torch.Tensor]:
+        """Per level β·⟨e, C_l⟩ at the batch's points, float32 (n_l, K_l); none without a prior."""
+        if self._prior_beta <= 0:
+            return []
+        return [
+            (self._prior_beta * (batch.embeddings @ centroids.T).float())[targets.example]
+            for targets, centroids in zip(batch.levels, self._centroids, strict=True)
+        ]
+
     def level_logits(
-        self, model: Qwen3, hidden: torch.Tensor, batch: PackedBatch
+        self,
+        model: Qwen3,
+        hidden: torch.Tensor,
+        batch: PackedBatch,
+        priors: list[torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
-        """Per level (n_l, K_l) at the batch's points of that level; `hidden` (R, P, d): states of
-        its points. With a prior they are float32, else of the states' type."""
+        """Per level (n_l, K_l) at the batch's points of that level; `hidden` (N, d): states of its
+        points. With a prior they are float32, else of the states' type. `priors`: the batch's,
+        where they are known already."""
+        priors = self.priors(batch) if priors is None else priors
         weight = model.lm_head.weight
         # One split for all levels: its gradient is put together once.
         rest = len(weight) - self._first - sum(self._sizes)
@@ -39,8 +54,5 @@ class Readout:
         found: list[torch.Tensor] = []
         for level, (targets, block) in enumerate(zip(batch.levels, blocks, strict=True)):
             logits = functional.linear(batch.states(hidden, targets.position), block)
-            if self._prior_beta > 0:
-                scores = batch.embeddings @ self._centroids[level].T
-                logits = logits + self._prior_beta * scores.float()[targets.example]
-            found.append(logits)
+            found.append(logits + priors[level] if priors else logits)
         return found

@@ -30,8 +30,19 @@ def test_the_gradient_goes_through_what_was_kept():
     assert torch.equal(state.grad > 0, dropped != 0)
 
 
+def test_a_branch_is_added_under_its_mask():
+    state, branch = torch.randn(2, 20, 20)
+    branch.requires_grad_()
+    added = Dropout(0.5).added(state, branch, 3)
+    torch.testing.assert_close(added, state + Dropout(0.5)(branch, 3))
+    added.sum().backward()
+    assert branch.grad is not None
+    assert torch.equal(branch.grad, Dropout(0.5)(torch.ones(20, 20), 3))
+
+
 def test_no_dropout_is_the_identity():
     state = torch.randn(3, 3)
     assert Dropout(0.0)(state, 0) is state
+    assert torch.equal(Dropout(0.0).added(state, state, 0), state + state)
     with pytest.raises(ConfigError, match="dropout"):
         Dropout(1.0)

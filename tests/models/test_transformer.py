@@ -3,7 +3,7 @@ import torch
 
 from index.errors import ConfigError
 from models.dropout import Dropout
-from models.transformer import Qwen3, Qwen3Config
+from models.transformer import Points, Qwen3, Qwen3Config
 
 CONFIG = Qwen3Config(
     vocab_size=97,
@@ -142,25 +142,36 @@ def test_dropout_is_a_function_of_its_seed():
 
 
 def test_states_of_points_are_those_of_the_whole_rows():
-    """Values and gradients, with packed rows, positions of their own, and repeated points."""
+    """Values and gradients, with packed rows, positions of their own, and filled up points."""
     token_ids = torch.randint(0, 97, (3, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(9, 9).tril().bool().expand(3, 1, 9, 9).clone()
     mask[1, 0, 5:, :5] = False
     position_ids = torch.arange(9).expand(3, 9) % torch.tensor([[9], [5], [9]])
-    points = torch.tensor([[8, 3, 0, 0], [4, 8, 5, 0], [1, 2, 3, 4]])
-    direction = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(2))
+    places = torch.tensor([[8, 3, 0, 0], [4, 8, 5, 0], [1, 2, 3, 4]])
+    kept = torch.tensor([0, 1, 4, 5, 6, 8, 9, 10, 11])
+    position = (places + 9 * torch.arange(3)[:, None]).flatten()[kept]
+    direction = torch.randn(9, 32, generator=torch.Generator().manual_seed(2))
     found: list[list[torch.Tensor]] = []
-    for given in (points, None):
+    for points in (Points(places, kept, position), None):
         made = model()
-        hidden = made.hidden(token_ids, position_ids, mask, points=given)
-        if given is None:
-            hidden = hidden[torch.arange(3)[:, None], points]
+        hidden = made.hidden(token_ids, position_ids, mask, points=points)
+        if points is None:
+            hidden = hidden.flatten(0, 1)[position]
         (hidden * direction).sum().backward()
         gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
         found.append([hidden.detach(), *gradients])
     assert len(found[0]) == len(found[1])
     for short, whole in zip(*found, strict=True):
         torch.testing.assert_close(short, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_passes_share_a_frame():
+    made, token_ids = model(), torch.arange(6)[None]
+    mask = torch.ones(6, 6).tril().bool()[None, None].clone()
+    mask[..., 3:, :2] = False
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    frame = made.frame(positions, mask, torch.float32)
+    assert torch.equal(made.hidden(token_ids, frame=frame), made.hidden(token_ids, positions, mask))
 
 
 def test_computing_again_gives_the_same_gradients_under_dropout():

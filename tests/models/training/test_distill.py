@@ -22,7 +22,7 @@ from models.training.curriculum import Pairs
 from models.training.distill import DistillSettings, DistillStage
 from models.training.example_set import ExampleSet
 from models.training.keyword_table import KeywordTable, read_keywords
-from models.training.losses import forward_kl, soft_cross_entropy, symmetric_kl
+from models.training.losses import focal_loss, forward_kl, soft_cross_entropy, symmetric_kl
 from models.training.run_distill import DistillRun, run_distill
 
 COUNT = 6
@@ -96,7 +96,9 @@ def by_hand(stage: DistillStage, batches: PairBatches) -> Callable[[bool], torch
         total = torch.zeros(())
         for level, found in enumerate(logits(embeddings, passed)):
             targets = student.levels[level]
-            total = total + soft_cross_entropy(found, targets.target)
+            total = total + (focal_loss if settings.focal else soft_cross_entropy)(
+                found, targets.target
+            )
             total = total + settings.kl_weight * forward_kl(
                 taught[level], found[pair.taught[level]], temperature=settings.temperature
             )
@@ -107,23 +109,24 @@ def by_hand(stage: DistillStage, batches: PairBatches) -> Callable[[bool], torch
     delta = perturbation(gradient, student.segment, student.examples, settings.adversarial_epsilon)
 
     with torch.no_grad():
-        held = logits(inputs, 0)
+        held = logits(inputs, 1)
 
-    def total(first_held: bool) -> torch.Tensor:
-        """R-Drop twice with the first pass held, or once with both passes in motion."""
+    def total(second_held: bool) -> torch.Tensor:
+        """R-Drop twice with the second pass held, or once with both passes in motion."""
         embeddings = model.embed(student.token_ids)
-        first = held if first_held else logits(embeddings, 0)
-        pairs = zip(first, logits(embeddings, 1), strict=True)
+        second = held if second_held else logits(embeddings, 1)
+        pairs = zip(logits(embeddings, 0), second, strict=True)
         r_drop = torch.stack([symmetric_kl(*both) for both in pairs]).sum()
-        weight = settings.r_drop_weight * (2 if first_held else 1)
+        weight = settings.r_drop_weight * (2 if second_held else 1)
         return clean(embeddings, 0) + weight * r_drop + clean(embeddings + delta, 2)
 
     return total
 
 
-def test_the_composed_loss_and_its_gradient(tiny_pair):
+@pytest.mark.parametrize(("focal", "temperature"), [(False, 1.5), (True, 1.0)])
+def test_the_composed_loss_and_its_gradient(tiny_pair, focal: bool, temperature: float):
     """Against the formula written out, and that against finite differences."""
-    stage, batches = tiny_stage(tiny_pair, focal=False)
+    stage, batches = tiny_stage(tiny_pair, focal=focal, temperature=temperature)
     terms = stage.backward(batches.batch(0), 0)
     settings, total = stage._settings, by_hand(stage, batches)
     loss = (
@@ -225,7 +228,9 @@ def test_half_of_r_drop_twice_has_the_gradient_of_both_passes_on_average(tiny_pa
             stage._logits(student, stage.model.embed(student.token_ids), stage._dropout(number, n))
             for n in (0, 1)
         ]
-        (of_ce,) = torch.autograd.grad(stage._ce(passes[0], student), weight, retain_graph=True)
+        of_levels = zip(passes[0], student.levels, strict=True)
+        ce = torch.stack([focal_loss(found, level.target) for found, level in of_levels]).sum()
+        (of_ce,) = torch.autograd.grad(ce, weight, retain_graph=True)
         r_drop = sum(symmetric_kl(*both) for both in zip(*passes, strict=True))
         assert isinstance(r_drop, torch.Tensor)
         (of_both,) = torch.autograd.grad(r_drop, weight)

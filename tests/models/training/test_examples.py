@@ -272,11 +272,13 @@ def test_points_are_where_something_is_predicted(shape: Shape):
     batch, _ = packed(examples, shape, 2)
     wanted = torch.cat([*(level.position for level in batch.levels), batch.text_position])
     states = torch.randn(*batch.token_ids.shape, 3)
-    rows = torch.arange(len(states))[:, None]
-    at_points = states[rows, batch.points]
-    assert torch.equal(batch.states(at_points, wanted), states.flatten(0, 1)[wanted])
+    rows, points = torch.arange(len(states))[:, None], batch.points
+    at_places = states[rows, points.places].flatten(0, 1)
+    assert torch.equal(points.position, wanted.unique())
+    assert torch.equal(at_places[points.kept], states.flatten(0, 1)[points.position])
+    assert torch.equal(batch.states(at_places[points.kept], wanted), states.flatten(0, 1)[wanted])
     per_row = torch.bincount(wanted.unique() // shape.row_length)
-    assert batch.points.shape[1] == int(per_row.max())
+    assert points.places.shape[1] == int(per_row.max())
 
 
 def test_given_paths_are_laid_out_in_their_order():
