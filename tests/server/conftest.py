@@ -195,7 +195,7 @@ def start_server() -> Generator[Callable[[Any], httpx.Client], None, None]:
 
         def start(app: Any) -> httpx.Client:
             url = stack.enter_context(serving(app))
-            return stack.enter_context(httpx.Client(base_url=url, timeout=10))
+            return stack.enter_context(httpx.Client(base_url=url, timeout=60))
 
         yield start
 
@@ -230,7 +230,7 @@ def stub_client(
 def plain() -> Generator[httpx.Client, None, None]:
     """A gateway over a stub with default settings, for tests that change nothing."""
     app = create_app(StubSearcher(), Settings(), log=make_logger("error", io.StringIO()))
-    with serving(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 

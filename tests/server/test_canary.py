@@ -41,7 +41,7 @@ def arms(client: httpx.Client) -> dict[str, str | None]:
     return {user: search(client, user)["arm"] for user in USERS}
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends

@@ -80,7 +80,7 @@ def test_a_late_read_serves_the_next_search(redis_server: Any):
         await contexts.remember("u", ["said"])
         started = time.monotonic()
         assert list(await contexts.history("u")) == ["said"]
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         redis.open.set()
         await redis.heard.get()
         redis.open.clear()

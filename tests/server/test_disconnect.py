@@ -27,7 +27,7 @@ def send(url: httpx.URL, *, link: bool) -> socket.socket:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -48,7 +48,7 @@ def test_a_closed_connection_cancels_its_search_and_frees_its_place(
     async def slow(request: Any) -> None:
         started.append(request)
         try:
-            await asyncio.sleep(20)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             cancelled.append(request)
             raise
@@ -80,7 +80,7 @@ def test_the_engine_drops_what_nobody_waits_for(tiny: httpx.Client):
         b"content-length: %d\r\n\r\n%s" % (len(body), body)
     )
     where = (tiny.base_url.host, tiny.base_url.port or 80)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while cancelled() == before:
         assert time.monotonic() < until
         connections = [socket.create_connection(where, 10) for _ in range(60)]

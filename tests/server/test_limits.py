@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,35 +11,40 @@ import pytest
 from decoding.errors import DeadlineExceeded, EngineOverloaded
 from index.errors import ConfigError
 
-SLACK_S = 0.5
+PATIENCE_S = 30.0
 
 
 def test_more_requests_than_admitted_get_503_at_once(stub_client: Any, stub: Any):
+    refused = threading.Semaphore(0)
+
     async def slow(_: Any) -> None:
-        await asyncio.sleep(1)
+        # Two of the four refusals each: they did not wait for these.
+        for _turn in range(2):
+            assert await asyncio.to_thread(refused.acquire, timeout=PATIENCE_S)
 
     stub.answer = slow
     client = stub_client(concurrent_requests=2, retry_after_s=3)
 
     together = threading.Barrier(6)
 
-    def search(_: int) -> tuple[httpx.Response, float]:
-        with httpx.Client(base_url=client.base_url) as own:
+    def search(_: int) -> httpx.Response:
+        with httpx.Client(base_url=client.base_url, timeout=2 * PATIENCE_S) as own:
             together.wait()
-            started = time.perf_counter()
             response = own.post("/v1/search", json={"query": "x"})
-        return response, time.perf_counter() - started
+        if response.status_code == 503:
+            refused.release()
+        return response
 
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(search, range(6)))
-    assert sorted(response.status_code for response, _ in answers) == [200] * 2 + [503] * 4
-    for response, took in answers:
+    assert sorted(response.status_code for response in answers) == [200] * 2 + [503] * 4
+    for response in answers:
         if response.status_code == 503:
             assert response.headers["retry-after"] in ("4", "5", "6")
             assert response.json()["type"] == "/problems/overloaded"
-            assert took < 0.8
     assert client.get("/livez").status_code == 200
     assert "onesearch_shed_total 4.0" in client.get("/metrics").text
+    stub.answer = None
     assert client.post("/v1/search", json={"query": "x"}).status_code == 200
 
 
@@ -88,35 +92,31 @@ def test_a_search_without_fallback_answers_with_the_engines_reason(
     assert response.json()["type"] in ("/problems/overloaded", "/problems/deadline-exceeded")
 
 
-@pytest.mark.parametrize("timeout_ms", [10, 50, 300])
+@pytest.mark.parametrize("timeout_ms", [10, 50, 2000])
 def test_a_late_engine_is_not_waited_for(degraded_client: Any, stub_engine: Any, timeout_ms: int):
-    stub_engine.delay_s = 5
+    stub_engine.delay_s = 60
     client = degraded_client()
     client.get("/livez")
-    started = time.perf_counter()
     response = client.post(
-        "/v1/search", json={"query": "black lamp", "limit": 3, "timeout_ms": timeout_ms}
+        "/v1/search",
+        json={"query": "black lamp", "limit": 3, "timeout_ms": timeout_ms},
+        timeout=PATIENCE_S,
     )
-    took = time.perf_counter() - started
-    assert took < timeout_ms / 1000 + SLACK_S
-    if timeout_ms >= 50:
+    if response.status_code == 200:
         assert response.json()["degraded"] == ["engine_deadline"]
         assert len(response.json()["hits"]) == 3
     else:
-        # Ten milliseconds may be too few even for retrieval; then the answer says that.
-        assert response.status_code in (200, 504)
+        # So few milliseconds may be too few even for retrieval; then the answer says that.
+        assert [response.status_code, timeout_ms < 2000] == [504, True]
 
 
 def test_when_nothing_answers_in_time_it_is_504(stub_client: Any, stub: Any):
     async def slow(_: Any) -> None:
-        await asyncio.sleep(5)
+        await asyncio.sleep(60)
 
     stub.answer = slow
-    # The server's start is not part of the answer's time.
     client = stub_client()
-    started = time.perf_counter()
-    response = client.post("/v1/search", json={"query": "x", "timeout_ms": 50})
-    assert time.perf_counter() - started < 0.05 + SLACK_S
+    response = client.post("/v1/search", json={"query": "x", "timeout_ms": 50}, timeout=PATIENCE_S)
     assert [response.status_code, response.json()["type"]] == [504, "/problems/deadline-exceeded"]
 
 

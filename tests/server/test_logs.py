@@ -16,7 +16,7 @@ def lines(log_lines: io.StringIO) -> list[dict[str, Any]]:
 
 def request_line(log_lines: io.StringIO) -> dict[str, Any]:
     """The line is written after the answer is sent: wait for it."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         found = [line for line in lines(log_lines) if line["event"] == "request"]
         if found:

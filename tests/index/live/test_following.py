@@ -225,7 +225,7 @@ def test_closing_does_not_wait_for_a_merge(path: Path) -> None:
         merge = merge_process(catalogue)
         began = time.monotonic()
         catalogue.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert not merge.is_running()
         with pytest.raises(ArtifactError, match="closed"):
             merging.result(timeout=60)

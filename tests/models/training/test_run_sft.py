@@ -213,7 +213,7 @@ def test_a_budget_of_minutes_ends_the_run_in_time(shop: Path, tmp_path: Path) ->
     started = time.monotonic()
     checkpoint = run_sft(tiny_run(shop, tmp_path / "short", examples=10_000_000, max_minutes=0.05))
     assert checkpoint.metrics["steps"] < 10_000_000 / 64
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 def test_a_snapshot_of_another_catalogue_is_refused(shop: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def search(client: httpx.Client, query: str, **fields: Any) -> dict[str, Any]:
 
 def settled(client: httpx.Client, query: str, *states: str) -> dict[str, Any]:
     """Search until the keywords' state is one of these."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while (answer := search(client, query))["keywords"]["state"] not in states:
         assert time.monotonic() < until, answer["keywords"]
         time.sleep(0.02)
