@@ -302,7 +302,9 @@ class Curriculum:
         prompts: list[list[int]] = []
         texts: list[list[int]] = []
         for i, query in enumerate(tokens):
-            row = pairs.known[i][int(random.integers(len(pairs.known[i])))][0]
+            # Not every teacher is told the pairs of training queries; they are there all the same.
+            known = pairs.known[i] or self._material.known[pairs.texts[i]]
+            row = known[int(random.integers(len(known)))][0]
             title, query = self._title_tokens[row], query[:MAX_TEXT_TOKENS]
             first, second = (QUERY, TITLE) if i % 2 else (TITLE, QUERY)
             prompts.append([marker[first], *(query if i % 2 else title), marker[second]])
