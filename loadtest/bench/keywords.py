@@ -48,7 +48,8 @@ from server.keywords.metrics import ReaderMetrics, WorkerMetrics
 from server.keywords.queue import KeywordQueue
 from server.keywords.reader import KeywordReader
 from server.keywords.store import KeywordStore
-from server.keywords.worker import Worker, WorkerPlan
+from server.keywords.worker import Worker
+from server.keywords.worker_plan import WorkerPlan
 from server.logs import make_logger
 from server.redis.connection import RedisConnection
 from server.redis.embedded import EmbeddedServer

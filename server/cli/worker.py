@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from models.registry.registry import Registry
     from server.keywords.generator import KeywordGenerator
     from server.keywords.metrics import WorkerMetrics
-    from server.keywords.worker import Worker, WorkerPlan
+    from server.keywords.worker import Worker
+    from server.keywords.worker_plan import WorkerPlan
 
 EXIT_AT_ONCE = 130
 
@@ -114,7 +115,7 @@ def plan_of(settings: Settings, until_empty: bool) -> WorkerPlan:
     Unless it is set otherwise, an answer of a language model is a batch of its own: it took seconds
     and is stored at once, whatever becomes of the others. As many jobs are in hand as calls run.
     """
-    from server.keywords.worker import WorkerPlan
+    from server.keywords.worker_plan import WorkerPlan
 
     concurrency, batch = settings.keyword_concurrency, settings.keyword_batch
     if settings.keyword_generator == "llm":

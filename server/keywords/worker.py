@@ -26,7 +26,6 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -36,7 +35,6 @@ from server.keywords.generator import Failure, GenerationError, KeywordGenerator
 from server.keywords.keywords import Keywords, keywords_to_json
 from server.keywords.metrics import WorkerMetrics
 from server.keywords.queue import (
-    LEASE_S,
     MAX_DELIVERIES,
     Dead,
     Done,
@@ -45,55 +43,23 @@ from server.keywords.queue import (
     Taken,
 )
 from server.keywords.store import KeywordStore, failure_to_json, ttl_of
+from server.keywords.worker_plan import Tally, WorkerPlan
 from server.redis.connection import RedisUnavailable
 from server.redis.keys import DAY_S, Keys
 
 if TYPE_CHECKING:
     from server.traces import Traces
 
-DEFAULT_CONCURRENCY = 2
-DEFAULT_BATCH = 32
-ATTEMPTS = 4
-RETRY_S = 2.0
 LONGEST_RETRY_S = 300.0
 STALE_S = float(DAY_S)
 GENERATION_S = 600.0
 """A generator has limits of its own; this one is for a generator that forgot them."""
-DRAIN_S = 60.0
 IDLE_S = 0.4
 LOG_S = 10.0
 AWAY_S, LONGEST_AWAY_S = 0.1, 2.0
 SERVICE_FAILURES = frozenset((Failure.UNAVAILABLE, Failure.RATE_LIMITED, Failure.BUDGET))
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """How a worker works. `until_empty`: it ends when no job is left."""
-
-    concurrency: int = DEFAULT_CONCURRENCY
-    batch: int = DEFAULT_BATCH
-    attempts: int = ATTEMPTS
-    retry_s: float = RETRY_S
-    lease_s: float = LEASE_S
-    drain_s: float = DRAIN_S
-    until_empty: bool = False
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of the jobs that this worker took."""
-
-    made: int = 0
-    nothing: int = 0
-    retried: int = 0
-    dead: int = 0
-    repeated: int = 0
-
-    @property
-    def done(self) -> int:
-        return self.made + self.nothing
 
 
 class Worker:
