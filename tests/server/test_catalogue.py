@@ -266,7 +266,7 @@ def test_a_killed_writer_is_told_as_what_it_is(changing: Changing):
         time.sleep(0.2)
         assert len(found(client)) == 35
         process.kill()
-        response = asked.result(20)
+        response = asked.result(60)
     assert [response.status_code, "retry-after" in response.headers] == [503, True]
     assert response.json()["type"] == "/problems/changes-unavailable"
     assert "not known" in response.json()["detail"]

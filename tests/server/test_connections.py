@@ -11,7 +11,7 @@ from server.connections import HEAD_BYTES
 
 SEARCH = b"POST /v1/search HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 BODY = b'{"query": "desk"}'
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 def talk(client: httpx.Client, *parts: bytes) -> bytes:

@@ -33,7 +33,7 @@ from server.redis.keys import Keys
 from server.settings import Settings
 from server.start import start_pipeline
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,

@@ -246,7 +246,7 @@ def test_three_servers_converge_on_what_any_process_promotes(
         serve(following()) as one,
         serve(following()) as two,
         serve(following()) as three,
-        httpx.Client(timeout=10) as client,
+        httpx.Client(timeout=60) as client,
     ):
         urls = (one, two, three)
 

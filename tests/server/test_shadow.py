@@ -64,7 +64,7 @@ def shadow_of(generation: Generation, try_out: Any, **changes: Any) -> tuple[Sha
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.005)
 

@@ -40,7 +40,7 @@ class Gate:
         def gated(searches):
             self.widths.append([search.beam_width for search in searches])
             self.entered.set()
-            assert self.open.wait(10)
+            assert self.open.wait(60)
             return run(searches)
 
         self.install: Callable[[], None] = lambda: monkeypatch.setattr(runner, "run", gated)

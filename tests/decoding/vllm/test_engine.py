@@ -185,7 +185,7 @@ async def until_idle(engine: VllmEngine) -> None:
             await engine.llm.pause_generation(mode="wait", clear_cache=False)
             await engine.llm.resume_generation()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await engine.run(wait())
     assert engine.unanswered == engine.llm.get_num_unfinished_requests() == 0
 

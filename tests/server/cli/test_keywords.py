@@ -67,12 +67,12 @@ def test_the_journey_of_a_query_log(environment: dict[str, str], tmp_path: Path)
         assert warmed["unfinished"] == 0
         assert warmed["duplicate"] + warmed["stored"] == 2
         url = f"http://127.0.0.1:{json.loads(line)['metrics']}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             metrics = answer.read().decode()
         assert 'onesearch_keyword_jobs_total{generator="null",outcome="nothing"} 2.0' in metrics
     finally:
         worker.send_signal(signal.SIGTERM)
-        out, _ = worker.communicate(timeout=20)
+        out, _ = worker.communicate(timeout=60)
     assert [worker.returncode, json.loads(out)["nothing"]] == [0, 2]
 
     shown = facts(environment, "keywords", "show", " OAK desk")

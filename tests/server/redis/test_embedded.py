@@ -52,7 +52,7 @@ def started(binary: Binary, tmp_path: Path) -> Generator[Callable[[], EmbeddedSe
 
 
 def client(server: EmbeddedServer) -> redis.Redis:
-    return redis.Redis.from_url(server.url, socket_timeout=2)
+    return redis.Redis.from_url(server.url, socket_timeout=60)
 
 
 def killed(server: EmbeddedServer) -> int:

@@ -49,12 +49,12 @@ def two_listeners(stub: Any, log_lines: Any) -> Generator[Callable[..., Two], No
 
             def stop() -> None:
                 server.should_exit = True
-                thread.join(10)
+                thread.join(60)
 
             stack.callback(stop)
             ports = [listener.getsockname()[1] for listener in listeners]
             urls = [f"http://127.0.0.1:{port}" for port in ports]
-            clients = [httpx.Client(base_url=url, timeout=10) for url in urls]
+            clients = [httpx.Client(base_url=url, timeout=60) for url in urls]
             return Two(*(stack.enter_context(client) for client in clients))
 
         yield start
