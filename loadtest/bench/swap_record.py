@@ -107,7 +107,8 @@ def table_of(engine: str, rate: float, record: Record) -> list[Row]:
         ),
     ]
     for from_disk, what in ((True, "disk to live"), (False, "in memory to live")):
-        chosen = [one for one in record.swaps if one.from_disk == from_disk]
+        # What holds one set of weights reads them anew each time.
+        chosen = [s for s in record.swaps if (s.from_disk or engine == "vllm") == from_disk]
         if chosen:
             table.append(
                 row(

@@ -3,9 +3,9 @@
 A server follows a registry of three generations (`loadtest.bench.swap_stock`). First each is live
 for a moment, and its answers to all queries are kept. Then the sustainable load is found: a large
 one at which, for a minute, all are answered, none refused, and 99 % of them within a quarter of a
-second (vLLM: a quarter of a minute, one second). At 80 % of it the admin API promotes and rolls
-back, in turns that visit every pair: other weights, another snapshot, and back. Every answer is
-checked against the generation that it names.
+second (vLLM: ten seconds, one second). At 80 % of it the admin API promotes and rolls back, in
+turns that visit every pair: other weights, another snapshot, and back. Every answer is checked
+against the generation that it names.
 
 Tables: `native`, ten minutes with 20 promotions and 5 rollbacks; `vllm`, 5 swaps of the weights in
 an engine that holds one set of them (only where vLLM is installed). What their rows say is told in
@@ -53,14 +53,13 @@ ADMIN_TIMEOUT_S = 120.0
 SEARCH = QUICK._replace(search_s=4.0)
 REFUSED_SHARE = 0.0
 """At the load that is called sustainable."""
-LESS = 0.93
-"""Of a rate that did not last, what is tried next."""
 
 
 class Plan(NamedTuple):
     """How long, and how many changes of the champion, rollbacks included. `lasts`: seconds, in
     turn, that the sustainable rate has to hold; `bound_s`: of 99 % of its answers; `first`: the
-    rate that the search begins with; `queries`: different ones."""
+    rate that the search begins with; `less`: of one that did not last, what is tried next;
+    `queries`: different ones."""
 
     seconds: float
     changes: int
@@ -68,12 +67,22 @@ class Plan(NamedTuple):
     lasts: tuple[float, ...]
     bound_s: float = BOUND_S
     first: float = WARM_UP_RATE
+    less: float = 0.93
     queries: int = 60
 
 
 _NATIVE = Plan(600.0, 25, SEARCH, (15.0, 60.0))
 # Everything in five minutes, of which vLLM takes one to start.
-_VLLM = Plan(60.0, 5, SEARCH._replace(steps=2), (15.0,), bound_s=1.0, first=2.0, queries=12)
+_VLLM = Plan(
+    50.0,
+    5,
+    SEARCH._replace(steps=1),
+    (10.0,),
+    bound_s=1.0,
+    first=2.0,
+    less=0.75,
+    queries=12,
+)
 PLANS = {
     ("native", False): _NATIVE,
     ("native", True): _NATIVE._replace(seconds=40.0, changes=5, lasts=(15.0,)),
@@ -177,7 +186,7 @@ async def lasting_rate(at: Callable[[float, float], Awaitable[Tally]], plan: Pla
         if is_carried(await at(rate, left[0]), REFUSED_SHARE, plan.bound_s):
             left.pop(0)
             continue
-        rate *= LESS
+        rate *= plan.less
         if rate < LEAST_RATE:
             raise OnesearchError("no rate of requests is answered without a refusal for long")
     return rate

@@ -79,8 +79,9 @@ def test_the_rate_is_one_that_lasts():
         found.add("200" if rate <= carried else "503", 0.05)
         return found
 
-    rate = asyncio.run(swaps.lasting_rate(at, swaps.PLANS["native", False]))
-    assert 100 * swaps.LESS <= rate <= 100
+    plan = swaps.PLANS["native", False]
+    rate = asyncio.run(swaps.lasting_rate(at, plan))
+    assert 100 * plan.less <= rate <= 100
     assert [one for one in tried if one[0] == rate] == [(rate, 15.0), (rate, 60.0)]
 
 
