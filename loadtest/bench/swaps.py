@@ -3,7 +3,7 @@
 A server follows a registry of three generations (`loadtest.bench.swap_stock`). First each is live
 for a moment, and its answers to all queries are kept. Then the sustainable load is found: a large
 one at which, for a minute, all are answered, none refused, and 99 % of them within a quarter of a
-second (vLLM: ten seconds, one second). At 80 % of it the admin API promotes and rolls back, in
+second (vLLM: twenty seconds, one second). At 80 % of it the admin API promotes and rolls back, in
 turns that visit every pair: other weights, another snapshot, and back. Every answer is checked
 against the generation that it names.
 
@@ -77,7 +77,7 @@ _VLLM = Plan(
     50.0,
     5,
     SEARCH._replace(steps=1),
-    (10.0,),
+    (20.0,),
     bound_s=1.0,
     first=2.0,
     less=0.75,
