@@ -14,7 +14,7 @@ names them (`points`): of the others the last layer computes keys and values and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as functional
@@ -24,6 +24,15 @@ from torch.utils.checkpoint import checkpoint
 from index.errors import ConfigError
 from models.dropout import Dropout
 from models.fused import gated_unit, parted_heads, rms_norm
+from models.rows import (
+    Frame,
+    Points,
+    Rotation,
+    additive_mask,
+    bias_at,
+    rotation_at,
+    states_at,
+)
 
 _NO_DROPOUT = Dropout(0.0)
 ARCHITECTURE = "Qwen3ForCausalLM"
@@ -112,36 +121,6 @@ class Qwen3Config:
             raise ConfigError(f"config.json has no {error.args[0]!r}") from None
 
 
-class Rotation(NamedTuple):
-    """Cosine and sine of every position, float32 (B, T, head_dim / 2)."""
-
-    cosine: Tensor
-    sine: Tensor
-
-
-class Points(NamedTuple):
-    """The places of rows (B, T) whose final states are wanted, N of them.
-
-    `places` int64 (B, P): in each row, filled up with 0. `kept` int64 (N,): which of the flattened
-    B·P are no filling. `position` int64 (N,): theirs in the flattened rows.
-    """
-
-    places: Tensor
-    kept: Tensor
-    position: Tensor
-
-    def to(self, device: torch.device) -> Points:
-        return Points(*(one.to(device) for one in self))
-
-
-class Frame(NamedTuple):
-    """What a pass knows of its rows besides the states: rotation, and the attention mask as an
-    additive term (B or 1, 1, T, T) of the computing type. Passes over the same rows share it."""
-
-    rotation: Rotation
-    bias: Tensor
-
-
 class Qwen3(nn.Module):
     """Decoder-only language model. `hidden` gives states, `logits` and `level_logits` read them.
 
@@ -221,7 +200,7 @@ class Qwen3(nn.Module):
     ) -> Frame:
         """Of rows with these positions (B, T) and this mask, as `hidden` takes them."""
         length, device = position_ids.shape[1], position_ids.device
-        bias = _additive(attention_bias, length, compute_type, device)
+        bias = additive_mask(attention_bias, length, compute_type, device)
         return Frame(self._rotation(position_ids), bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -317,7 +296,7 @@ class Attention(nn.Module):
         key = key.reshape(batch * self.key_heads, length, self.head_dim)
         value = value.reshape(batch * self.key_heads, length, self.head_dim)
         scores = torch.bmm(query, key.transpose(1, 2))
-        allowed = bias if places is None else _bias_at(bias, places)
+        allowed = bias if places is None else bias_at(bias, places)
         scores = scores.view(batch, self.heads, asking, length).add_(allowed)
         weights = torch.softmax(scores, dim=-1).view(batch * self.key_heads, -1, length)
         mixed = torch.bmm(weights, value).view(batch, self.heads, asking, self.head_dim)
@@ -337,9 +316,9 @@ class Attention(nn.Module):
         if places is None:
             both = torch.cat((to_query, to_key))
             return self._parted(state, matrices, both, rotation, (self.heads, self.key_heads))
-        asked = _rotation_at(rotation, places)
+        asked = rotation_at(rotation, places)
         query, _, _ = self._parted(
-            _at(state, places), matrices[:1], to_query, asked, (self.heads, 0)
+            states_at(state, places), matrices[:1], to_query, asked, (self.heads, 0)
         )
         _, key, value = self._parted(state, matrices[1:], to_key, rotation, (0, self.key_heads))
         return query, key, value
@@ -389,35 +368,6 @@ def _compute_type(embeddings: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return embeddings.dtype
-
-
-def _additive(
-    bias: Tensor | None, length: int, compute_type: torch.dtype, device: torch.device
-) -> Tensor:
-    """The attention mask as an additive term (B or 1, 1, T, T) of the computing type."""
-    if bias is None:
-        bias = torch.ones((1, 1, length, length), dtype=torch.bool, device=device).tril()
-    if bias.dtype == torch.bool:
-        blocked = torch.zeros(bias.shape, dtype=compute_type, device=device)
-        # Half of the smallest number: no score can lift it, and no sum with it overflows.
-        return blocked.masked_fill_(~bias, torch.finfo(compute_type).min / 2)
-    return bias.to(compute_type)
-
-
-def _at(state: Tensor, places: Tensor) -> Tensor:
-    """(B, T, d) → (B, P, d): the states at `places`."""
-    batch, length, width = state.shape
-    first = torch.arange(batch, device=places.device)[:, None] * length
-    flat = state.reshape(-1, width).index_select(0, (places + first).flatten())
-    return flat.view(batch, -1, width)
-
-
-def _rotation_at(rotation: Rotation, places: Tensor) -> Rotation:
-    return Rotation(_at(rotation.cosine, places), _at(rotation.sine, places))
-
-
-def _bias_at(bias: Tensor, places: Tensor) -> Tensor:
-    return _at(bias[:, 0].expand(len(places), -1, -1), places)[:, None]
 
 
 def _required(token_ids: Tensor | None) -> Tensor:

@@ -36,6 +36,7 @@ import torch
 from index.codec import Codec
 from index.errors import ConfigError
 from models.dropout import Dropout
+from models.rows import Frame
 from models.tokenizer import Tokenizer
 from models.training import adversarial, loop, parallel, slopes
 from models.training.batches import PairBatch, PairBatches
@@ -45,7 +46,7 @@ from models.training.loop import LoopResult, Progress, Schedule, StepResult
 from models.training.losses import FOCAL_GAMMA, FOCAL_WEIGHT
 from models.training.readout import Readout
 from models.training.slopes import Distribution, Taught
-from models.transformer import Frame, Qwen3
+from models.transformer import Qwen3
 
 KL_WEIGHT = 0.1
 R_DROP_WEIGHT = 0.5

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
+from models.rows import Points
 from models.training.example_set import ExampleSet
-from models.transformer import Points
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]

@@ -3,7 +3,8 @@ import torch
 
 from index.errors import ConfigError
 from models.dropout import Dropout
-from models.transformer import Points, Qwen3, Qwen3Config
+from models.rows import Points
+from models.transformer import Qwen3, Qwen3Config
 
 CONFIG = Qwen3Config(
     vocab_size=97,
