@@ -125,7 +125,7 @@ class Rollout:
     def told(self, reason: str) -> str:
         """A reason without the registry's place on this machine."""
         for path in (self.registry.path.absolute(), self.registry.path):
-            reason = reason.replace(f"{path}/", "")
+            reason = reason.replace(f"{path}/", "").replace(f" {path} ", " ")
         return reason
 
     async def load(self, version: str) -> Loaded:
@@ -236,6 +236,7 @@ class Rollout:
         if self._challenger.version is not None:
             await self._unseat()
         await self._places.close()
+        self._loading.close()
 
     async def _follow_champion(self) -> None:
         state = await asyncio.to_thread(self.registry.aliases)

@@ -3,13 +3,21 @@
     verify hashes → pin → memory → open → golden queries
 
 Whatever fails leaves nothing behind. What is in memory is pinned in the registry.
+
+Searches have the processors first: files are hashed, and weights loaded, in a thread that has what
+they leave. A catalogue is opened in another, as its own threads inherit their priority.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -32,6 +40,9 @@ LOADING_FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
 """What torch, safetensors and the disk raise when weights cannot be had."""
 DRAIN_TIMEOUT_S = 70.0
 """Longer than any search may take."""
+NICENESS = 10
+"""About a tenth of a processor where searches want all of it."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +87,7 @@ class Loading:
         self._dtype: str | None = None
         if isinstance(runner, Runner):
             self._dtype = str(runner.weights.layers[0].qkv.dtype).removeprefix("torch.")
+        self._aside = ThreadPoolExecutor(1, "onesearch-loading", initializer=_give_way)
         path = settings.golden_queries
         self._queries = None if path is None else read_queries(path)
 
@@ -182,13 +194,16 @@ class Loading:
     async def _load(self, version: str, live: Loaded) -> Loaded:
         started = time.monotonic()
         self._laps.lap("prepare")
-        record = await asyncio.to_thread(self._verified, version, live)
+        record = await self._in_the_background(lambda: self._verified(version, live))
         self._laps.lap("verify")
         lease = await asyncio.to_thread(self._pin, version)
         try:
             # The directory of a catalogue is opened by one at a time.
             await self._pipeline.settled()
-            generation = await asyncio.to_thread(self.open, record, live)
+            if _has_catalogue_of(record, live):
+                generation = await self._in_the_background(lambda: self.open(record, live))
+            else:
+                generation = await asyncio.to_thread(self.open, record, live)
             self._laps.lap("open")
             try:
                 golden = await self.golden(generation) if self.tries_beside else None
@@ -201,6 +216,13 @@ class Loading:
                 await asyncio.to_thread(self._registry.release, lease)
             raise
         return Loaded(record, generation, lease, golden, time.monotonic() - started)
+
+    async def _in_the_background(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
+    def close(self) -> None:
+        """Load no more."""
+        self._aside.shutdown(wait=False)
 
     def _verified(self, version: str, live: Loaded) -> GenerationRecord:
         """Hashes, of what is not loaded already. In a thread."""
@@ -225,6 +247,13 @@ class Loading:
         except ArtifactError as error:
             self._log.warning("generation not pinned", generation=version, detail=str(error))
             return None
+
+
+def _give_way() -> None:
+    """Let this thread have what others leave of the processors."""
+    # Elsewhere it would be the whole process.
+    if sys.platform == "linux":
+        os.nice(NICENESS)
 
 
 def _has_catalogue_of(record: GenerationRecord, live: Loaded) -> bool:
