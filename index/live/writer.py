@@ -160,7 +160,10 @@ def write(end: socket.socket, order: Order) -> None:
             owner=order.owner,
         )
     except (OnesearchError, OSError) as error:
-        channel.send((Kind.REFUSED, orjson.dumps([type(error).__name__, str(error)])))
+        reason = str(error)
+        if isinstance(error, OSError) and error.filename is None:
+            reason = f"{order.directory} cannot be written: {error.strerror or error}"
+        channel.send((Kind.REFUSED, orjson.dumps([type(error).__name__, reason])))
         channel.flush(FLUSH_S)
         return
     teller.catalogue = catalogue
