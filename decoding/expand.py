@@ -175,10 +175,18 @@ def address(array: NDArray[np.generic]) -> int:
 
 def added_columns(trie: AnyTrie, level: int) -> tuple[int, int, int, int]:
     """What a LiveTrie adds on a level, as the table of beams has it."""
-    if not isinstance(trie, LiveTrie) or not len(trie.added[level].codes):
+    if not isinstance(trie, LiveTrie):
         return 0, 0, 0, 0
-    added = trie.added[level]
-    return len(added.parents), address(added.parents), address(added.starts), address(added.codes)
+    # Not `trie.added`: with changes coming in, most views are searched once.
+    parents_at, n_parents, starts_at, codes_at, n_codes = trie.table[level].tolist()
+    if not n_codes:
+        return 0, 0, 0, 0
+    return (
+        n_parents,
+        address(trie.parents) + parents_at * trie.parents.itemsize,
+        address(trie.starts) + starts_at * trie.starts.itemsize,
+        address(trie.codes) + codes_at * trie.codes.itemsize,
+    )
 
 
 class Slots(NamedTuple):

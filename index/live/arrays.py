@@ -11,6 +11,7 @@ then writes; a reader reads, then looks for what was left behind.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -51,6 +52,17 @@ class _Step(Generic[Scalar]):
         self.made: tuple[NDArray[np.int64], NDArray[Scalar], _Step[Scalar]] | None = None
 
 
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+@cache
+def _no_values(kind: np.dtype[Scalar]) -> NDArray[Scalar]:
+    return np.empty(0, dtype=kind)
+
+
+_Behind = tuple[NDArray[np.int64], NDArray[Scalar], _Step[Scalar]]
+
+
 class Column(Generic[Scalar]):
     """A column of n values. Immutable for its readers; `after` gives the next state."""
 
@@ -60,8 +72,7 @@ class Column(Generic[Scalar]):
         self._buffer = buffer
         self._n = n
         self._is_own = is_own
-        nothing = np.empty(0, dtype=np.int64), np.empty(0, dtype=buffer.dtype)
-        self._behind = (*nothing, step)
+        self._behind: _Behind[Scalar] = (_NO_ROWS, _no_values(buffer.dtype), step)
         """Rows changed since, what they were, and the first step that these do not have yet."""
 
     @classmethod

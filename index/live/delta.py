@@ -12,8 +12,7 @@ little endian. The arrays are those of `_ARRAYS`, in this order.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -25,8 +24,7 @@ _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Delta:
+class Delta(NamedTuple):
     """See the module's head. `batch` and `sequence` are those of the view that it leads to.
 
     Rows ascend and are distinct. Of A added items `…_added` are the numbers they come with; then
@@ -145,6 +143,6 @@ def _array(name: str, kind: str) -> tuple[str, np.dtype[Any], NDArray[Any]]:
 _SINGLES = ("score_values", "score_added", "impacts", "vectors")
 _DOUBLES = ("price_values", "price_added", "popularity_values", "popularity_added")
 _KINDS = {"keys": "<u8"} | dict.fromkeys(_SINGLES, "<f4") | dict.fromkeys(_DOUBLES, "<f8")
-_NAMES = tuple(Delta.__dataclass_fields__)[6:]
+_NAMES = Delta._fields[6:]
 _ARRAYS = tuple(_array(name, _KINDS.get(name, "<i8")) for name in _NAMES)
 """Name, type and the empty array of each, in the order of `Delta`."""

@@ -2,8 +2,8 @@
 
 A filter is evaluated once on the whole catalogue. Its bits in later views of the same base are
 mended where rows changed (`index.live.sheets`). That happens in place, in memory that held its
-bits in an earlier view and that nobody reads any more; so a filter in use has memory for two or
-three views. What somebody still reads is copied. Where too much changed it is evaluated anew.
+bits in an earlier view and that nobody reads any more; so a filter in use has memory for two views
+mostly. What somebody still reads is copied. Where too much changed it is evaluated anew.
 
 The conditions on fields that never change (brand, category, color, material) are kept apart from
 those on price and stock: of a changed row only the latter are judged anew.
@@ -124,11 +124,11 @@ class _Slot:
                 return entry
         return None
 
-    def add(self, entry: _Entry) -> None:
-        """The newest entry. What falls behind is laid aside; once nobody reads it, it is mended."""
-        self.aside += [one.sheet for one in self.entries[MAX_ENTRIES - 1 :]]
-        self.entries = (entry, *self.entries[: MAX_ENTRIES - 1])
-        del self.aside[:-MAX_ASIDE]
+    def make_room(self) -> None:
+        """Lay aside what a newer entry leaves behind: once nobody reads it, it is mended."""
+        behind = [one.sheet for one in self.entries[MAX_ENTRIES - 1 :]]
+        self.entries = self.entries[: MAX_ENTRIES - 1]
+        self.aside = [*self.aside, *behind][-MAX_ASIDE:]
 
     def extend_static(self, filters: ItemFilter, view: CatalogueView) -> None:
         """Judge rows not seen before by the conditions on unchanging fields."""
@@ -193,6 +193,8 @@ class FilterCache:
         """The entry of a view that has none; the slot is locked."""
         slot.extend_static(filters, view)
         is_newest = not slot.entries or slot.entries[0].batch < view.batch
+        if is_newest:
+            slot.make_room()
         sheet = _mended(slot, filters, view, base) if slot.entries and is_newest else None
         if sheet is None:
             sheet = _evaluated(slot, filters, view, base)
@@ -201,7 +203,7 @@ class FilterCache:
             self.patches += 1
         entry = _Entry.of(sheet)
         if is_newest:
-            slot.add(entry)
+            slot.entries = (entry, *slot.entries)
         return entry
 
     def _shrink(self) -> None:

@@ -45,11 +45,16 @@ class PopularityScale(NamedTuple):
 
 
 class FieldValues(NamedTuple):
-    """Values of one filter field of added items: item `rows[i]` (added items count from 0) has
-    value number `numbers[i]`; rows ascend."""
+    """Values of filter fields of added items: item `rows[i]` (added items count from 0) has value
+    number `numbers[i]` of field FILTER_FIELDS[`fields[i]`]. Batch after batch, so those of some
+    view are all before those of items added since."""
 
     rows: NDArray[np.int64]
     numbers: NDArray[np.int64]
+    fields: NDArray[np.int64]
+
+
+_FIELD_NUMBERS = np.arange(len(FILTER_FIELDS))
 
 
 class AddedItems:
@@ -68,10 +73,7 @@ class AddedItems:
         """The added item of the same id before this one, -1 for none."""
         self.numbers: dict[str, dict[str, int]] = {name: {} for name in FILTER_FIELDS}
         """Field → value in normal form → its number among the added items' values."""
-        self._fields = {
-            name: (Tail(np.empty(0, dtype=np.int64)), Tail(np.empty(0, dtype=np.int64)))
-            for name in FILTER_FIELDS
-        }
+        self._values = [Tail(np.empty(0, dtype=np.int64)) for _ in FieldValues._fields]
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -83,23 +85,19 @@ class AddedItems:
         self.item_ids += delta.item_ids
         self.latest.update(zip(delta.item_ids, count(first), strict=False))
         self.previous.append(delta.previous)
-        begin = 0
-        parts = zip(FILTER_FIELDS, delta.values, delta.field_counts.tolist(), strict=True)
-        for name, new, n_values in parts:
-            known = self.numbers[name]
-            known.update(zip(new, count(len(known)), strict=False))
-            rows, numbers = self._fields[name]
-            end = begin + n_values
-            rows.append(delta.field_rows[begin:end])
-            numbers.append(delta.field_numbers[begin:end])
-            begin = end
+        for name, new in zip(FILTER_FIELDS, delta.values, strict=True):
+            if new:
+                known = self.numbers[name]
+                known.update(zip(new, count(len(known)), strict=False))
+        fields = np.repeat(_FIELD_NUMBERS, delta.field_counts)
+        for tail, part in zip(
+            self._values, (delta.field_rows, delta.field_numbers, fields), strict=True
+        ):
+            tail.append(part)
 
-    def fields(self) -> dict[str, FieldValues]:
+    def field_values(self) -> FieldValues:
         """The filter fields as they are now."""
-        return {
-            name: FieldValues(rows.values, numbers.values)
-            for name, (rows, numbers) in self._fields.items()
-        }
+        return FieldValues(*(tail.values for tail in self._values))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +110,7 @@ class LiveItems:
     base: ItemTable
     added: AddedItems
     n_added: int
-    fields: dict[str, FieldValues]
+    fields: FieldValues
     alive: Column[np.bool_] | None
     price: Column[np.float64]
     stock: Column[np.int64]
@@ -132,7 +130,7 @@ class LiveItems:
             base,
             added,
             0,
-            added.fields(),
+            added.field_values(),
             None,
             Column.of(base.price),
             Column.of(base.stock),
@@ -203,27 +201,28 @@ class LiveItems:
     def values(self, name: str) -> list[str]:
         """The distinct values of a filter field, in normal form, sorted; also those that only
         deleted items have."""
-        n_known = int(self.fields[name].numbers.max(initial=-1)) + 1
+        own = self.fields.fields == FILTER_FIELDS.index(name)
+        n_known = int(self.fields.numbers[own].max(initial=-1)) + 1
         known = self.added.numbers[name]
         added = [value for value, number in known.items() if number < n_known]
         return sorted({*self.base.values(name), *added})
 
     def rows_with(self, name: str, wanted: Sequence[str], first: int = 0) -> NDArray[np.int64]:
         """Rows ≥ `first` with one of the values (in normal form) of a filter field, in any order,
-        maybe repeated, deleted ones too."""
+        maybe repeated, deleted ones too. `first`: 0, or the number of rows of some view."""
         parts: list[NDArray[Any]] = []
         if first < len(self.base):
             for value in wanted:
                 rows = self.base.rows_with(name, value)
                 parts.append(rows[np.searchsorted(rows, first) :])
-        rows, numbers = self.fields[name]
+        begin = np.searchsorted(self.fields.rows, first - len(self.base))
+        rows, numbers, fields = (part[begin:] for part in self.fields)
         known = self.added.numbers[name]
-        begin = np.searchsorted(rows, first - len(self.base))
-        rows, numbers = rows[begin:], numbers[begin:]
+        own = fields == FILTER_FIELDS.index(name)
         for value in wanted:
             number = known.get(value)
             if number is not None:
-                parts.append(rows[numbers == number] + len(self.base))
+                parts.append(rows[own & (numbers == number)] + len(self.base))
         if not parts:
             return np.empty(0, dtype=np.int64)
         return np.concatenate(parts).astype(np.int64)
@@ -285,7 +284,7 @@ class LiveItems:
             self.base,
             self.added,
             self.n_added + delta.n_added,
-            self.added.fields() if delta.n_added else self.fields,
+            self.added.field_values() if delta.n_added else self.fields,
             alive,
             self.price.after(delta.price_rows, delta.price_values, delta.price_added),
             self.stock.after(delta.stock_rows, delta.stock_values, delta.stock_added),

@@ -70,7 +70,7 @@ class Sheet:
 
     memory: NDArray[np.bool_]
     at: NDArray[np.int64]
-    room: NDArray[np.int64]
+    room: tuple[int, ...]
     used: NDArray[np.int64]
     raised: NDArray[np.int64]
     batch: int
@@ -99,7 +99,7 @@ class Sheet:
         at = np.cumsum(room) - room
         memory = np.empty(int(room.sum()), dtype=np.bool_)
         raised = np.empty(0, dtype=np.int64)
-        return cls(memory, at, room, used, raised, view.batch, 0, 0, 0)
+        return cls(memory, at, tuple(room.tolist()), used, raised, view.batch, 0, 0, 0)
 
     def copy_for(self, view: CatalogueView) -> Sheet:
         """The same in memory of its own, with room for a later view."""
@@ -117,7 +117,7 @@ class Sheet:
 
     def has_room(self, view: CatalogueView) -> bool:
         """Whether a view's rows and nodes fit."""
-        return bool((self.room >= _lengths(view)).all())
+        return all(length <= room for length, room in zip(_lengths(view), self.room, strict=True))
 
     def parts(self) -> tuple[NDArray[np.bool_], ...]:
         """The mask and the bits of each level, to be read only."""

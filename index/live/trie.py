@@ -62,9 +62,9 @@ class LiveTrie:
     packed SID, how many levels of it the base knows, the base's node there (0 for depth 0), and the
     leaf's place in the order in which SIDs were added; `leaf_of_id` the leaf of each. Numbers of
     leaves change as SIDs are added, their ids never. `depth_start` (L + 1,): where the leaves of
-    depth L - 1, …, 0 begin, and their end. `parents`, `starts` and `table`: the added nodes of all
-    levels, as `index.live.kernels.added_nodes` gives them. Use `of` and `extended`; they keep the
-    order that the module's head describes.
+    depth L - 1, …, 0 begin, and their end. `parents`, `starts`, `codes` and `table`: the added
+    nodes of all levels, as `index.live.kernels.added_nodes` gives them. Use `of` and `extended`;
+    they keep the order that the module's head describes.
     """
 
     base: Trie
@@ -76,8 +76,8 @@ class LiveTrie:
     depth_start: Nodes
     parents: Nodes
     starts: Nodes
+    codes: NDArray[np.uint16]
     table: NDArray[np.int64]
-    added: tuple[AddedNodes, ...]
     node_counts: tuple[int, ...]
 
     @classmethod
@@ -99,19 +99,11 @@ class LiveTrie:
         begins, leaf_of_id, parents, starts, codes, table = added_nodes(
             keys, depth, base_node, ids, shifts, bits, np.array(counts)
         )
-        added: list[AddedNodes] = []
-        for parents_at, n_parents, starts_at, codes_at, n_codes in table.tolist():
-            own_starts = starts[starts_at : starts_at + n_parents + 1]
-            own_codes = codes[codes_at : codes_at + n_codes]
-            added.append(
-                AddedNodes(parents[parents_at : parents_at + n_parents], own_starts, own_codes)
-            )
-        node_counts = tuple(
-            count + len(level.codes) for count, level in zip(counts, added, strict=True)
-        )
+        n_added = table[:, -1].tolist()
+        node_counts = tuple(count + n for count, n in zip(counts, n_added, strict=True))
         return cls(
             *(base, keys, depth, base_node, ids, leaf_of_id, begins),
-            *(parents, starts, table, tuple(added), node_counts),
+            *(parents, starts, codes, table, node_counts),
         )
 
     def extended(self, keys: NDArray[np.uint64]) -> LiveTrie:
@@ -167,6 +159,16 @@ class LiveTrie:
         for level in self.added:
             own += [level.parents, level.starts, level.codes]
         return self.base.n_bytes + sum(array.nbytes for array in own)
+
+    @cached_property
+    def added(self) -> tuple[AddedNodes, ...]:
+        """The added nodes of each level."""
+        parts: list[AddedNodes] = []
+        for parents_at, n_parents, starts_at, codes_at, n_codes in self.table.tolist():
+            parents = self.parents[parents_at : parents_at + n_parents]
+            starts = self.starts[starts_at : starts_at + n_parents + 1]
+            parts.append(AddedNodes(parents, starts, self.codes[codes_at : codes_at + n_codes]))
+        return tuple(parts)
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
