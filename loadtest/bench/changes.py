@@ -13,7 +13,9 @@ the other, in three states by turns: nothing changes; another thread hands in 10
 second; a process of its own does the same to another catalogue (loadtest/bench/other_catalogue.py).
 The last is the machine's share of what changes cost: two busy processes on the same processors and
 caches. Half of the searches are filtered. What is loaded is frozen for the garbage collector, as
-`serve` does.
+`serve` does. Processor time is that of the thread that searches: what it computes, not what it
+waits for another thread or for a processor. `others_share`: the share of the processors that went
+to processes of somebody else.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +44,7 @@ from index.live.view import CatalogueView
 from index.postings import Postings
 from index.rescoring import RescoringWeights
 from index.trie import Trie
+from loadtest.bench.machine import others_share, others_times
 from loadtest.bench.made_up_shop import made_up_item, made_up_query, write_shop
 from loadtest.bench.other_catalogue import another_stream
 from loadtest.bench.random_checkpoint import LAYOUT, SIZES, write_random_checkpoint
@@ -181,18 +184,23 @@ def search_rows(bed: Bed, quick: bool) -> list[Row]:
     slices = QUICK_SLICES if quick else SLICES
     calls = stream.calls(int(slices * SLICE_S * STREAM_PER_S / STREAM_CALL) + 1)
     taken: dict[str, list[float]] = {WITHOUT: [], BESIDE: [], OURS: []}
+    own: dict[str, list[float]] = {WITHOUT: [], BESIDE: [], OURS: []}
     with _frozen(), another_stream(bed.snapshot, bed.n_items, slices * SLICE_S) as beside:
         states: dict[str, Callable[[], AbstractContextManager[None]]] = {
             WITHOUT: nullcontext,
             BESIDE: beside.running,
             OURS: lambda: stream.running(calls),
         }
+        others, began = others_times(), time.perf_counter()
         for number in range(slices):
             names = list(states)
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 with states[name]():
-                    taken[name] += searcher.search_for(SLICE_S)
+                    searches = searcher.search_for(SLICE_S)
+                taken[name] += [search.ms for search in searches]
+                own[name] += [search.processor_ms for search in searches]
+        others_had = others_share(others, time.perf_counter() - began)
     setting = {
         "items": bed.n_items,
         "changes per s": STREAM_PER_S,
@@ -204,11 +212,17 @@ def search_rows(bed: Bed, quick: bool) -> list[Row]:
         "acknowledged_ms_p50": round(float(np.median(stream.waits_ms)), 2),
         "acknowledged_ms_p99": round(float(np.quantile(stream.waits_ms, 0.99)), 2),
         "acknowledged_per_s_beside": beside.acknowledged_per_s,
+        "others_share": round(others_had, 3),
         "searches": {name: len(sample) for name, sample in taken.items()},
     }
     found: list[Row] = []
-    for name, quantile in (("median", 0.5), ("p99", 0.99)):
-        ms = {state: float(np.quantile(sample, quantile)) for state, sample in taken.items()}
+    for name, quantile, samples in (
+        ("median", 0.5, taken),
+        ("p99", 0.99, taken),
+        ("processor time, median", 0.5, own),
+        ("processor time, p99", 0.99, own),
+    ):
+        ms = {state: float(np.quantile(sample, quantile)) for state, sample in samples.items()}
         growth = {
             "by the changes": round(ms[OURS] / ms[WITHOUT], 3),
             "by the machine": round(ms[BESIDE] / ms[WITHOUT], 3),
@@ -239,6 +253,13 @@ TABLES: dict[str, Callable[[bool], list[Row]]] = {
 }
 
 
+class Took(NamedTuple):
+    """Milliseconds of a search, and those that its thread had a processor."""
+
+    ms: float
+    processor_ms: float
+
+
 @dataclass(slots=True, eq=False)
 class Searcher:
     """Whole searches on whatever the catalogue's view is."""
@@ -255,13 +276,15 @@ class Searcher:
             weights = DecoderWeights.from_directory(Path(folder))
         return cls(catalogue, Runner(weights, catalogue.view.base.trie), np.random.default_rng(1))
 
-    def search_for(self, seconds: float) -> list[float]:
-        """Milliseconds of each search, one after the other."""
-        taken: list[float] = []
+    def search_for(self, seconds: float) -> list[Took]:
+        """What each search took, one after the other."""
+        taken: list[Took] = []
         until = time.perf_counter() + seconds
         while (started := time.perf_counter()) < until:
+            own = time.thread_time()
             self.search()
-            taken.append((time.perf_counter() - started) * 1e3)
+            own = time.thread_time() - own
+            taken.append(Took((time.perf_counter() - started) * 1e3, own * 1e3))
         return taken
 
     def search(self) -> int:

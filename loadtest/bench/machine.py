@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,26 @@ def one_line(machine: dict[str, Any]) -> str:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def others_times() -> dict[int, float]:
+    """Processor seconds so far of each process that is neither this one nor one below it."""
+    own = psutil.Process()
+    ours = {own.pid, *(child.pid for child in own.children(recursive=True))}
+    times: dict[int, float] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid not in ours:
+                used = process.cpu_times()
+                times[process.pid] = used.user + used.system
+    return times
+
+
+def others_share(before: dict[int, float], seconds: float) -> float:
+    """Share of the machine's processors that others had in the `seconds` since `before`, as
+    `others_times` gives it. Those that have ended since are not counted."""
+    used = sum(now - before.get(number, 0.0) for number, now in others_times().items())
+    return used / (seconds * usable_cores())
 
 
 def _processor() -> str:

@@ -1,11 +1,12 @@
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from loadtest.bench.machine import describe_machine, one_line
+from loadtest.bench.machine import describe_machine, one_line, others_share, others_times
 from loadtest.bench.output import as_json, print_tables, write_report
 from loadtest.bench.report import row
 
@@ -57,3 +58,10 @@ def test_files(report, tmp_path: Path):
 def test_json_has_no_infinity():
     free = row("a", {}, 0.0, {"b": 1.0}, "ms")
     assert json.loads(as_json({"machine": {}, "rows": [free]}))["rows"][0]["ratio"] == {"b": None}
+
+
+def test_others_are_not_us():
+    before = others_times()
+    assert os.getpid() not in before and os.getppid() in before
+    assert others_share(dict.fromkeys(before, float("inf")), 1.0) <= 0
+    assert others_share({}, 1.0) > 0
