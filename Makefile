@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= $(or $(ONESEARCH_PORT),8080)
 PYTEST_ARGS ?=
+WORKERS ?= 2
 VLLM_VENV ?= .venv-vllm
 AUDIT_VENV ?= .venv-audit
 SBOM ?= var/sbom.json
@@ -31,8 +32,9 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/onesearch demo --port $(PORT)
 
+# Two processes share the test files, each with one thread. WORKERS=0: all in one.
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -151,6 +151,7 @@ def test_demo_makes_everything_once(tmp_path: Path) -> None:
     assert version is not None
     assert registry.problems(version) == []
     second = onesearch(*arguments, "--directory", tmp_path / "var" / "demo")
-    assert second.stderr.count("is there") == 3
+    # Lines are broken where the path of this test is long.
+    assert " ".join(second.stderr.split()).count("is there") == 3
     assert f"its champion is {version}" in second.stderr.replace("\n", " ")
     assert registry.aliases().revision == 1
