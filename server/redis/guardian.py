@@ -25,7 +25,9 @@ PROBE_S = 1.0
 def main(users: str, path: str) -> None:
     """Wait until there are no users, then end the server."""
     file = os.open(users, os.O_RDWR)
+    line: socket.socket | None = None
     while True:
+        line = _kept(line, path)
         time.sleep(LOOK_S)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,23 +36,42 @@ def main(users: str, path: str) -> None:
         break
     # Who comes now waits for the lock, and then finds no server that is about to end.
     until = time.monotonic() + STOP_S
-    while _told(path) and time.monotonic() < until:
+    while (line := _kept(line, path)) is not None and time.monotonic() < until:
+        _tell(line)
         time.sleep(0.05)
 
 
-def _told(path: str) -> bool:
-    """Tell the server to end; whether there was one to tell."""
+def _kept(line: socket.socket | None, path: str) -> socket.socket | None:
+    """A line to the server, if there is one: that which is there, else a new one. It is kept,
+    because the last user may take the directory away, and nobody would find the server again."""
+    if line is not None:
+        try:
+            line.setblocking(False)
+            while line.recv(100):
+                pass
+        except BlockingIOError:
+            line.settimeout(PROBE_S)
+            return line
+        except OSError:
+            pass
+        line.close()
+    line = socket.socket(socket.AF_UNIX)
     try:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PROBE_S)
-            client.connect(path)
-            client.sendall(b"SHUTDOWN\r\n")
-            client.recv(100)
-            return True
-    except TimeoutError:
-        return True
+        line.settimeout(PROBE_S)
+        line.connect(path)
     except OSError:
-        return False
+        line.close()
+        return None
+    return line
+
+
+def _tell(line: socket.socket) -> None:
+    """Tell the server to end. One that cannot hear it is told again."""
+    try:
+        line.sendall(b"SHUTDOWN\r\n")
+        line.recv(100)
+    except OSError:
+        pass
 
 
 if __name__ == "__main__":

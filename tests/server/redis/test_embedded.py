@@ -1,6 +1,7 @@
 """The embedded server: real processes of each flavour on private sockets."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,15 @@ def test_a_server_whose_users_were_all_killed_ends(binary: Binary, tmp_path: Pat
     child, server = user(binary, tmp_path / "redis", "killed")
     with child:
         child.wait(PATIENCE_S)
+    assert ended(server)
+
+
+def test_a_server_whose_directory_is_gone_ends_with_its_users(binary: Binary, tmp_path: Path):
+    child, server = user(binary, tmp_path / "redis", "waits")
+    time.sleep(2 * guardian.LOOK_S)
+    with child:
+        child.kill()
+        shutil.rmtree(tmp_path / "redis")
     assert ended(server)
 
 
