@@ -101,5 +101,8 @@ def test_requests_may_come_in_pieces_and_together(plain: httpx.Client):
 
 
 def test_an_upgrade_is_not_taken(plain: httpx.Client):
-    upgrade = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n"
+    upgrade = (
+        b"GET /livez HTTP/1.1\r\nhost: x\r\n"
+        b"connection: upgrade, close\r\nupgrade: websocket\r\n\r\n"
+    )
     assert b"101" not in statuses(talk(plain, upgrade))
