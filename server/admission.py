@@ -18,8 +18,7 @@ A crowd that soon goes is no overload: chance makes one now and then at any load
 takes the processors for a moment, such as another generation that is being loaded. So up to `CROWD`
 times N are let in, at the expense of an account that holds `CROWD_S` of searches' time and fills up
 within `CROWD_REST_S`: under a lasting load it is soon empty, and N holds. So it does where answers
-come late. From a smaller account, up to `THRONG` times N are let in, as come while nothing is
-answered for a fifth of a second; too few for the percentiles of a lasting load.
+come late.
 
 Refusals are paced: above `REFUSALS_PER_S` they wait, each `MAX_HOLD_S` at most, which costs a
 timer. Clients that come back at once would otherwise keep the event loop busy with refusing.
@@ -54,8 +53,8 @@ EASE_DOWN, EASE_UP = 0.9, 1.01
 """Per late and per whole answer: about one in ten may be late."""
 ROOMY = 2.0
 """A deadline of so many times `alone_s` could be met by a search that is alone."""
-CROWD, THRONG = 2, 4
-CROWD_S, THRONG_S, CROWD_REST_S = 1.0, 0.1, 10.0
+CROWD = 2
+CROWD_S, CROWD_REST_S = 1.0, 10.0
 MEMORY_ANSWERS = 64
 MEMORY_ALONE = 31
 REFUSALS_PER_S = 400
@@ -72,24 +71,6 @@ class Visit:
 
     entered: float
     alone: bool
-
-
-class Account:
-    """Seconds of searches' time: `most` at first, and again `CROWD_REST_S` after it was empty."""
-
-    def __init__(self, most: float, now: float) -> None:
-        self._most = self._held = most
-        self._since = now
-
-    def has(self, seconds: float, now: float) -> bool:
-        """Whether so much is there."""
-        earned = (now - self._since) * self._most / CROWD_REST_S
-        self._held, self._since = min(self._most, self._held + earned), now
-        return self._held >= seconds
-
-    def take(self, seconds: float) -> None:
-        """Use what `has` found."""
-        self._held -= seconds
 
 
 class SearchLimit:
@@ -110,7 +91,7 @@ class SearchLimit:
         self._answers = 0.0
         self._taught = 0
         self._ease = 1.0
-        self._crowd, self._throng = Account(CROWD_S, clock()), Account(THRONG_S, clock())
+        self._spare_s, self._spared = CROWD_S, clock()
 
     @property
     def limit(self) -> int:
@@ -156,15 +137,15 @@ class SearchLimit:
 
     def _may_crowd(self) -> bool:
         """Whether one more may come though the limit is reached; it is charged for that."""
+        now = self._clock()
+        earned_s = (now - self._spared) * CROWD_S / CROWD_REST_S
+        self._spare_s, self._spared = min(CROWD_S, self._spare_s + earned_s), now
         if self._taught < ENOUGH_ANSWERS or not self._answers or self._ease < 1:
             return False
-        now, each_s, limit = self._clock(), self._busy_s / self._answers, self.limit
-        if self.inside >= min(THRONG * limit, self._most):
+        each_s = self._busy_s / self._answers
+        if self.inside >= min(CROWD * self.limit, self._most) or each_s > self._spare_s:
             return False
-        account = self._crowd if self.inside < CROWD * limit else self._throng
-        if not account.has(each_s, now):
-            return False
-        account.take(each_s)
+        self._spare_s -= each_s
         return True
 
     def _advance(self) -> float:

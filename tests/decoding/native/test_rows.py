@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.native.rows import BLOCK_SLOTS, Rows
+from decoding.native.rows import BLOCK_SLOTS, PADDING, Rows
 from decoding.native.sizes import rounded
 
 
@@ -17,7 +17,7 @@ def test_every_row_and_head_has_its_own_slot_in_its_prompts_block(counts, heads)
     assert len(np.unique(slots)) == sum(counts) * heads
     assert slots.max() < rows.slots
     owner = np.repeat(np.arange(len(counts)), counts)
-    seen = 0
+    seen = padded = 0
     for block in rows.blocks:
         assert block.rows.start == seen
         seen = block.rows.stop
@@ -31,9 +31,11 @@ def test_every_row_and_head_has_its_own_slot_in_its_prompts_block(counts, heads)
         assert np.array_equal(inside // width % heads, np.tile(np.arange(heads), (len(inside), 1)))
         mine = counts[block.prompts]
         assert len(mine).bit_count() == 1
+        padded += len(mine) * max(mine)
         assert width == rounded(max(mine))
         assert len(mine) == 1 or len(mine) * max(mine) * heads <= BLOCK_SLOTS
     assert seen == sum(counts)
+    assert padded <= (1 + PADDING) * sum(counts)
 
 
 def test_equal_widths_share_a_block_and_different_ones_do_not():

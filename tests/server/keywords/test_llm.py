@@ -561,7 +561,7 @@ def test_the_breaker_opens_and_recovers(serve: Serve, urls: list[str]) -> None:
         assert "left alone" in error.message
         assert 0 < (error.retry_after_s or 0) <= 0.3
         assert len(server.bodies) == 3, "nobody was called"
-        await asyncio.sleep(2.05)
+        await asyncio.sleep(0.35)
         # One probe goes through, the others are told to wait.
         got = await generator.generate([KeywordRequest(f"c {n}") for n in range(3)])
         assert [isinstance(answer, Keywords) for answer in got].count(True) == 1
