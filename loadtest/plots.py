@@ -81,10 +81,14 @@ def _knee(run: Run, plot: Any) -> bool:
 
 
 def _memory(run: Run, plot: Any) -> bool:
-    at, megabytes = run.memory()
+    at, server, redis = run.memory()
     if len(at) < 2:
         return False
-    plot.plot((at - at[0]) / 60, megabytes)
-    plot.set(xlabel="minutes", ylabel="MB", title="memory of the server and its children")
+    minutes = (at - at[0]) / 60
+    plot.plot(minutes, server, label="server and its children")
+    if redis.any():
+        plot.plot(minutes, redis, label="Redis")
+    plot.set(xlabel="minutes", ylabel="MB", title="memory")
+    plot.legend(fontsize=8)
     plot.grid(alpha=0.3)
     return True

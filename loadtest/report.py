@@ -116,14 +116,28 @@ def _sections(
             for one in figures["steps"]
         ]
         sections.append(Section("Steps of the knee's search", table=[names, *rows]))
-    memory = figures["memory"]
-    if memory["samples"]:
-        text = f"Server and children: {memory['first_mb']} MB first, {memory['last_mb']} MB last."
-        if memory["ci95"] is not None:
-            low, high = memory["ci95"]
-            text += f" Slope after the first fifth: {memory['mb_per_hour']} MB/h ({low} to {high})."
-        sections.append(Section("Memory", [text]))
+    told = [
+        _memory(name, figures[part])
+        for name, part in _MEMORY
+        if figures.get(part, {}).get("first_mb")
+    ]
+    if told:
+        sections.append(Section("Memory", told))
     return sections
+
+
+_MEMORY = (
+    ("Server and children without Redis", "memory"),
+    ("Redis, which keeps what it is told", "redis_memory"),
+)
+
+
+def _memory(name: str, memory: Mapping[str, Any]) -> str:
+    text = f"{name}: {memory['first_mb']} MB first, {memory['last_mb']} MB last."
+    if memory["ci95"] is not None:
+        low, high = memory["ci95"]
+        text += f" Slope after the first fifth: {memory['mb_per_hour']} MB/h ({low} to {high})."
+    return text
 
 
 def _phases(figures: Mapping[str, Any]) -> list[Section]:

@@ -125,11 +125,15 @@ class Run:
             if name in inside[0]
         }
 
-    def memory(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Instants and megabytes of the server and its children."""
-        known = [(one["at"], one["memory_mb"]) for one in self.samples if "memory_mb" in one]
-        found = np.asarray(known, np.float64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+    def memory(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Instants; megabytes of the server and its children without Redis; and of Redis."""
+        known = [
+            (one["at"], one["memory_mb"], one.get("redis_mb", 0.0))
+            for one in self.samples
+            if "memory_mb" in one
+        ]
+        found = np.asarray(known, np.float64).reshape(-1, 3)
+        return found[:, 0], found[:, 1] - found[:, 2], found[:, 2]
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -153,6 +157,7 @@ def summary(run: Run) -> dict[str, Any]:
             }
         )
     swaps = run.requests.get((SWAPS, "swap"))
+    at, server_mb, redis_mb = run.memory()
     return {
         "knee_per_s": None if run.knee is None else round(run.knee, 1),
         "steps": run.steps,
@@ -160,7 +165,8 @@ def summary(run: Run) -> dict[str, Any]:
         "swaps": None if swaps is None else swaps.figures(),
         "unexplained": run.unexplained(),
         "unexplained_errors": sum(run.unexplained().values()),
-        "memory": memory_slope(*run.memory()),
+        "memory": memory_slope(at, server_mb),
+        "redis_memory": memory_slope(at, redis_mb),
     }
 
 

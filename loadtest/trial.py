@@ -32,6 +32,8 @@ EVERY_S = 1.0
 MEMORY_EVERY = 5
 """Memory is looked at in every so many looks: what is shared has to be counted page by page."""
 PROBE_S = 5.0
+_REDIS = ("redis", "valkey")
+"""In the names of processes."""
 Told = Callable[[dict[str, Any]], None]
 
 
@@ -130,7 +132,7 @@ def watch(server: int, load: int, file: Path) -> None:
                 if server:
                     sample["server"] = _processor_s(psutil.Process(server))
                     if number % MEMORY_EVERY == 0:
-                        sample["memory_mb"] = _memory_mb(psutil.Process(server))
+                        sample |= _memory_mb(psutil.Process(server))
             except psutil.Error:
                 # One of them has just ended.
                 pass
@@ -151,15 +153,18 @@ def _processor_s(process: psutil.Process) -> float:
     return round(total, 3)
 
 
-def _memory_mb(process: psutil.Process) -> float:
-    """Proportional set size of a process and its descendants, so what they share counts once."""
-    total = 0.0
+def _memory_mb(process: psutil.Process) -> dict[str, float]:
+    """Proportional set size of a process and its descendants, so what they share counts once; and
+    how much of it is Redis, which grows by what it is given to keep."""
+    total = redis = 0.0
     for one in (process, *process.children(recursive=True)):
         try:
-            total += one.memory_full_info().pss / 1e6
+            used, name = one.memory_full_info().pss / 1e6, one.name()
         except psutil.NoSuchProcess:
             continue
-    return round(total, 2)
+        total += used
+        redis += used * any(known in name for known in _REDIS)
+    return {"memory_mb": round(total, 2), "redis_mb": round(redis, 2)}
 
 
 if __name__ == "__main__":

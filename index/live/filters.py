@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from index.live.view import CatalogueView
 
 MAX_CACHE_BYTES = 256 << 20
+MAX_FILTERS = 4_096
+"""Kept at the same time, however small they are."""
 MAX_PATCHED_SHARE = 0.125
 """A filter whose rows changed in a larger share than this is evaluated anew."""
 MAX_HISTORY_ROWS = 1 << 20
@@ -116,6 +118,8 @@ class _Slot:
     entries: tuple[_Entry, ...] = ()
     aside: list[Sheet] = field(default_factory=list[Sheet])
     static: Tail[np.bool_] | None = None
+    counted_bytes: int = 0
+    """What the cache has counted for it."""
 
     def at(self, batch: int) -> _Entry | None:
         """The entry of the view after so many batches."""
@@ -158,11 +162,17 @@ class FilterCache:
     def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._slots: OrderedDict[ItemFilter, _Slot] = OrderedDict()
+        self._n_bytes = 0
         self._lock = Lock()
         self._base: BaseArrays | None = None
         self.hits = 0
         self.patches = 0
         self.misses = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of what is kept."""
+        return self._n_bytes
 
     def allowed(self, filters: ItemFilter, view: CatalogueView) -> Allowed:
         """What a filter lets through in a view."""
@@ -176,15 +186,13 @@ class FilterCache:
         if entry is not None:
             self.hits += 1
             return entry.allowed
-        is_new = not slot.entries
         with slot.lock:
             entry = slot.at(view.batch)
             if entry is not None:
                 self.hits += 1
                 return entry.allowed
             entry = self._made(slot, filters, view, base)
-        if is_new:
-            self._shrink()
+            self._count(filters, slot)
         return entry.allowed
 
     def _made(
@@ -206,16 +214,20 @@ class FilterCache:
             slot.entries = (entry, *slot.entries)
         return entry
 
-    def _shrink(self) -> None:
-        """Forget the filters used longest ago until the rest fits."""
+    def _count(self, filters: ItemFilter, slot: _Slot) -> None:
+        """Count what a slot has become, and forget the filters used longest ago until the rest
+        fits."""
+        n_bytes = slot.n_bytes
         with self._lock:
-            sizes = {key: slot.n_bytes for key, slot in self._slots.items()}
-            total = sum(sizes.values())
-            for key in list(sizes)[:-1]:
-                if total <= self._max_bytes:
-                    break
-                del self._slots[key]
-                total -= sizes[key]
+            if self._slots.get(filters) is not slot:
+                return
+            self._n_bytes += n_bytes - slot.counted_bytes
+            slot.counted_bytes = n_bytes
+            while len(self._slots) > 1 and (
+                self._n_bytes > self._max_bytes or len(self._slots) > MAX_FILTERS
+            ):
+                _, dropped = self._slots.popitem(last=False)
+                self._n_bytes -= dropped.counted_bytes
 
 
 def _evaluated(slot: _Slot, filters: ItemFilter, view: CatalogueView, base: BaseArrays) -> Sheet:

@@ -5,13 +5,15 @@
 A decoder trained for minutes is too sure of itself on queries it never saw: the beam then spends
 its width on the many codes of a few guesses. The factors are chosen by the share of validation
 queries' relevant items among the beam's items, and multiplied into the output rows of their level,
-so no engine knows of them. Queries without histories say nothing of how far a history is to be
-trusted: callers leave decoders that were trained on histories as they are.
+so no engine knows of them. Who trains on divides by them first (`undo`): they would multiply from
+stage to stage, and each stage chooses its own when it is done. Queries without histories say
+nothing of how far a history is to be trusted: of decoders that were trained on histories callers
+give none, and the factors of the stage before are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -42,17 +44,22 @@ def calibrate(
     snapshot: Snapshot,
     relevant: Mapping[str, IntArray],
     beam_width: int,
+    earlier: Sequence[float] = (),
 ) -> tuple[float, ...]:
     """Scale the output rows of `model` in place; the factor of each level.
 
-    All 1, and nothing changed: without queries in `relevant`, without a prior, or where output
-    rows are the input rows too.
+    Without queries in `relevant` those are taken that an `earlier` stage chose. All 1, and nothing
+    changed: without these either, without a prior, or where output rows are the input rows too.
     """
     levels = len(settings.level_sizes)
     unchanged = (1.0,) * levels
     tied = model.config.tie_word_embeddings
-    if not relevant or tied or settings.level_prior_beta == 0:
+    if tied or settings.level_prior_beta == 0:
         return unchanged
+    if not relevant:
+        factors = tuple(earlier) or unchanged
+        _scale(model, tokenizer, model.lm_head.weight.detach().clone(), factors)
+        return factors
     chosen = dict(list(relevant.items())[:MAX_QUERIES])
     prompts = QueryPrompts(
         snapshot.codec, PromptBuilder(tokenizer, settings.prompt), settings.level_prior_beta
@@ -82,6 +89,14 @@ def calibrate(
             best, found = factors, share
     _scale(model, tokenizer, original, best)
     return best
+
+
+def undo(model: Qwen3, tokenizer: Tokenizer, factors: Sequence[float]) -> None:
+    """Bring a model that `calibrate` gave these factors back to how it was trained, in place."""
+    with torch.no_grad():
+        for level, factor in enumerate(factors):
+            if factor != 1:
+                model.lm_head.weight[tokenizer.level_slice(level)] /= factor
 
 
 def _scale(

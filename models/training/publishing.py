@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from models.prompt import PromptBuilder
 from models.query import QueryPrompts
 from models.tokenizer import Tokenizer
 from models.training import state
-from models.training.calibration import calibrate
+from models.training.calibration import calibrate, undo
 from models.training.evaluate import unconstrained_valid_rate
 from models.training.parallel import gathered, this_process, wait, whole
 from models.training.personal_weights import personal_settings
@@ -37,6 +37,7 @@ from models.transformer import Qwen3
 RESCORING_QUERIES = 600
 FITTING_BEAM = 128
 VALID_RATE_QUERIES = 100
+_LEVEL_FACTORS = "level_factors"
 
 
 def publish(
@@ -50,16 +51,19 @@ def publish(
     *,
     overwrite: bool,
     seed: int,
+    earlier_factors: Sequence[float] = (),
 ) -> Checkpoint:
-    """Calibrate, fit, measure, save. `settings` without ranking weights. Of several processes the
-    first does it, the others wait."""
+    """Calibrate, fit, measure, save. `settings` without ranking weights; `earlier_factors` of the
+    checkpoint that the training went on from. Of several processes the first does it, the others
+    wait."""
     model = gathered(model).to("cpu")
     if not this_process().first:
         wait()
         return Checkpoint.open(path)
     # Of decoders that learned from users, plain queries do not say how far they can be trusted.
     truth = {} if dataset.events.num_rows else relevant_rows(dataset, "validation")
-    factors = calibrate(model, tokenizer, settings, snapshot, _sample(truth, seed), FITTING_BEAM)
+    asked = _sample(truth, seed)
+    factors = calibrate(model, tokenizer, settings, snapshot, asked, FITTING_BEAM, earlier_factors)
     rescoring, measured = fit_rescoring(model, tokenizer, settings, dataset, snapshot, seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     saved = save_checkpoint(
@@ -67,7 +71,7 @@ def publish(
         model,
         tokenizer,
         replace(settings, rescoring=rescoring),
-        {**measured, **metrics, "parameters": parameters, "level_factors": list(factors)},
+        {**measured, **metrics, "parameters": parameters, _LEVEL_FACTORS: list(factors)},
         overwrite=overwrite,
     )
     state.remove(state.state_path(path))
@@ -165,6 +169,18 @@ def open_initial(path: Path, snapshot: Snapshot) -> Checkpoint:
             f"snapshot {snapshot.path} has {snapshot.codec.id}"
         )
     return checkpoint
+
+
+def initial_model(checkpoint: Checkpoint) -> Qwen3:
+    """The model of a checkpoint to go on from, as it was before it was calibrated."""
+    model = checkpoint.load_model()
+    undo(model, checkpoint.tokenizer, factors_of(checkpoint))
+    return model
+
+
+def factors_of(checkpoint: Checkpoint) -> tuple[float, ...]:
+    """What `calibrate` multiplied the output rows of each level by; () where nobody did."""
+    return tuple(checkpoint.metrics.get(_LEVEL_FACTORS, ()))
 
 
 def _sample(truth: Mapping[str, NDArray[np.int64]], seed: int) -> dict[str, NDArray[np.int64]]:

@@ -16,6 +16,8 @@ from models.training.episodes import Episodes
 from models.training.publishing import (
     VALID_RATE_QUERIES,
     check_belongs,
+    factors_of,
+    initial_model,
     open_initial,
     publish,
 )
@@ -51,7 +53,7 @@ def run_align(
     episodes = Episodes.read(dataset, snapshot, prompts)
     held_out = sorted(relevant_rows(dataset, "validation"))[:VALID_RATE_QUERIES]
     embedded = snapshot.embed_queries(held_out)
-    model, tokenizer = initial.load_model(), initial.tokenizer
+    model, tokenizer = initial_model(initial), initial.tokenizer
     state_directory = state.state_path(run.checkpoint)
     parents = (dataset.version, snapshot.version, initial.version)
     say("training")
@@ -84,4 +86,5 @@ def run_align(
         result.metrics() | {"episodes": len(episodes)},
         overwrite=run.overwrite,
         seed=settings.seed,
+        earlier_factors=factors_of(initial),
     )

@@ -16,7 +16,13 @@ from models.training import distill, loop, state
 from models.training.distill import DistillSettings
 from models.training.keyword_table import KeywordTable
 from models.training.material import read_material
-from models.training.publishing import check_belongs, open_initial, publish
+from models.training.publishing import (
+    check_belongs,
+    factors_of,
+    initial_model,
+    open_initial,
+    publish,
+)
 from models.training.run_sft import curriculum_of, silent
 
 
@@ -49,7 +55,7 @@ def run_distill(
     settings = replace(run.settings, prior_beta=initial.settings.level_prior_beta)
     say("reading training material")
     material = read_material(dataset)
-    model, tokenizer = initial.load_model(), initial.tokenizer
+    model, tokenizer = initial_model(initial), initial.tokenizer
     curriculum = curriculum_of(
         snapshot,
         material,
@@ -92,4 +98,5 @@ def run_distill(
         result.metrics(),
         overwrite=run.overwrite,
         seed=settings.seed,
+        earlier_factors=factors_of(initial),
     )

@@ -26,7 +26,13 @@ from models.training.curriculum import Curriculum, Mixture
 from models.training.keyword_table import KeywordTable
 from models.training.likelihood import QueryLikelihood
 from models.training.material import Material, read_material
-from models.training.publishing import check_belongs, open_initial, publish
+from models.training.publishing import (
+    check_belongs,
+    factors_of,
+    initial_model,
+    open_initial,
+    publish,
+)
 from models.training.ranking_teacher import RankingTeacher
 from models.training.sft import SftSettings
 from models.training.teacher import Teacher, Teaches
@@ -122,6 +128,7 @@ def run_sft(
         result.metrics() | {"train_queries": len(material.queries)},
         overwrite=run.overwrite,
         seed=run.settings.seed,
+        earlier_factors=earlier.factors,
     )
 
 
@@ -167,10 +174,12 @@ def teacher_of(snapshot: Snapshot, material: Material) -> Teaches:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What a run goes on from: versions and components of its initial checkpoint, if any."""
+    """What a run goes on from: of its initial checkpoint, if any, the version, the components
+    and the factors of calibration."""
 
     parents: tuple[str, ...] = ()
     components: dict[str, Any] = field(default_factory=dict[str, Any])
+    factors: tuple[float, ...] = ()
 
 
 def _start(run: SftRun, material: Material) -> tuple[Qwen3, Tokenizer, PromptSettings, Earlier]:
@@ -189,8 +198,9 @@ def _start(run: SftRun, material: Material) -> tuple[Qwen3, Tokenizer, PromptSet
                 f"checkpoint {run.init} has prior β {checkpoint.settings.level_prior_beta}; "
                 "continue with the same one (--prior-beta)"
             )
-        earlier = Earlier((checkpoint.version,), checkpoint.settings.components)
-        return checkpoint.load_model(), checkpoint.tokenizer, checkpoint.settings.prompt, earlier
+        components, factors = checkpoint.settings.components, factors_of(checkpoint)
+        earlier = Earlier((checkpoint.version,), components, factors)
+        return initial_model(checkpoint), checkpoint.tokenizer, checkpoint.settings.prompt, earlier
     model, tokenizer = start_from(run.init, layout, seed=run.settings.seed)
     return model, tokenizer, _prompt_of(run.prompt, material), Earlier()
 

@@ -47,7 +47,8 @@ def write(tmp_path: Path) -> Write:
         lines.append({"phase": "50%", "rate": 10.0, "began": 0.0, "ended": n / 10})
         (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in lines))
         samples = [
-            {"at": float(at), "server": at * 0.5, "load": at * 0.1, "memory_mb": 100.0}
+            {"at": float(at), "server": at * 0.5, "load": at * 0.1}
+            | {"memory_mb": 100.0 + at, "redis_mb": at}
             for at in range(n // 10)
         ]
         (folder / "samples.jsonl").write_bytes(
@@ -71,6 +72,8 @@ def test_figures_of_a_run(write: Write):
     assert found["knee_per_s"] == 30
     assert found["swaps"]["max_ms"] == 200
     assert found["memory"]["mb_per_hour"] == pytest.approx(0, abs=1e-6)
+    # What Redis is given to keep is counted apart.
+    assert found["redis_memory"]["mb_per_hour"] == pytest.approx(3600)
 
 
 def test_the_report_says_the_same_in_all_of_its_forms(write: Write, tmp_path: Path):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from index.dataset import Dataset
 from index.snapshot import Snapshot
 from models.checkpoint import Checkpoint
-from models.training.calibration import FIRST_FACTORS, FURTHER_FACTORS, calibrate
+from models.training.calibration import FIRST_FACTORS, FURTHER_FACTORS, calibrate, undo
 from models.training.relevance import relevant_rows
 from models.transformer import Qwen3
 
@@ -76,3 +76,18 @@ def test_what_says_nothing_changes_nothing(
     factors = calibrate(model, checkpoint.tokenizer, settings, snapshot, asked, BEAM)
     assert set(factors) == {1.0}
     assert torch.equal(model.lm_head.weight.detach(), before)
+
+
+def test_who_trains_on_begins_where_training_ended(
+    checkpoint: Checkpoint, snapshot: Snapshot, relevant: dict[str, NDArray[np.int64]]
+):
+    model = noisy(checkpoint)
+    trained = model.lm_head.weight.detach().clone()
+    settings, tokenizer = checkpoint.settings, checkpoint.tokenizer
+    factors = calibrate(model, tokenizer, settings, snapshot, relevant, BEAM)
+    calibrated = model.lm_head.weight.detach().clone()
+    undo(model, tokenizer, factors)
+    torch.testing.assert_close(model.lm_head.weight.detach(), trained)
+    # A stage without queries to choose by keeps what the one before it chose.
+    assert calibrate(model, tokenizer, settings, snapshot, {}, BEAM, factors) == factors
+    torch.testing.assert_close(model.lm_head.weight.detach(), calibrated)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from models.checkpoint import Checkpoint
 from models.training import parallel
 
@@ -20,19 +22,22 @@ from test_run_sft import tiny_run
 from models.training.parallel import joined
 from models.training.run_distill import run_distill
 from models.training.run_sft import run_sft
-shop, initial, fine, distilled = map(Path, sys.argv[1:])
+shop, initial, fine, distilled, whole = map(Path, sys.argv[1:])
 with joined("cpu") as device:
     same = dict(device=device, examples=320, save_every_s=0.0, learning_rate=1e-3)
     run_sft(tiny_run(shop, fine, **same))
     # Masks of dropout differ from process to process.
     run_distill(distill_run(shop, initial, distilled, dropout=0.0, r_drop_weight=0.0, **same))
+    same |= dict(examples=128, recompute=True)
+    run_distill(distill_run(shop, initial, whole, **same))
 """
 
 
 def train(processes: int, folder: Path, shop: Path, initial: Path) -> list[Checkpoint]:
-    """Tiny runs of both kinds by torchrun; every step saves its state."""
+    """Tiny runs by torchrun: SFT, distillation, and all of its losses with their passes computed
+    again; every step saves its state."""
     script = folder / "program.py"
-    targets = [folder / f"{kind}{processes}" for kind in ("fine", "distilled")]
+    targets = [folder / f"{kind}{processes}" for kind in ("fine", "distilled", "whole")]
     script.write_text(PROGRAM)
     here = str(Path(__file__).parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, str(Path.cwd())])}
@@ -44,6 +49,13 @@ def train(processes: int, folder: Path, shop: Path, initial: Path) -> list[Check
 
 def test_two_processes_train_like_one(shop: Path, pretrained: Path, tmp_path: Path):
     alone, together = (train(count, tmp_path, shop, pretrained) for count in (1, 2))
+    # Masks of dropout are others, so weights are only near.
+    near, also_near = alone.pop(), together.pop()
+    assert near.metrics["steps"] == also_near.metrics["steps"] == 2
+    state, initial = also_near.state_dict(), Checkpoint.open(pretrained / "checkpoint").state_dict()
+    assert any(not torch.equal(tensor, initial[name]) for name, tensor in state.items())
+    for name, tensor in near.state_dict().items():
+        assert (state[name] - tensor).abs().max() < 2e-2, name
     for one, two in zip(alone, together, strict=True):
         assert one.metrics["steps"] == two.metrics["steps"] == 5
         state = two.state_dict()
