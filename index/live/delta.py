@@ -6,7 +6,7 @@ bytes it is
 
     head length u32 | head, JSON, padded to 8 bytes | arrays, each padded to 8 bytes | payloads
 
-little endian. The arrays are those of `_ARRAYS`, in this order.
+little endian. The arrays are those of `Delta`, in its order; one without values has no bytes.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Delta(NamedTuple):
     def to_bytes(self) -> bytes:
         arrays: list[bytes] = []
         lengths: list[int] = []
-        for name, kind, _ in _ARRAYS:
+        for name, place in zip(_NAMES, _PLACES, strict=True):
             array: NDArray[Any] = getattr(self, name)
             lengths.append(len(array))
             if len(array):
-                arrays.append(_padded(array.astype(kind, copy=False).tobytes()))
+                arrays.append(_padded(array.astype(_TYPES[place], copy=False).tobytes()))
         head = orjson.dumps(
             [
                 self.batch,
@@ -114,18 +114,27 @@ class Delta(NamedTuple):
             head = orjson.loads(memoryview(data)[_LENGTH.size : at])
             batch, sequence, item_ids, sizes, values, words, lengths = head
             at += -at % _ALIGNMENT
+            halves = sum([lengths[place] >> 1 for place in _HALVES])
+            n_words = sum(lengths) - halves
+            as_integers = np.frombuffer(data, _TYPES[0], n_words, at)
+            parts = [as_integers.view(kind) for kind in _TYPES]
             arrays: list[NDArray[Any]] = []
-            for (_, kind, empty), count in zip(_ARRAYS, lengths, strict=True):
+            first = 0
+            for count, place, empty in zip(lengths, _PLACES, _EMPTY, strict=True):
                 if not count:
                     arrays.append(empty)
-                    continue
-                arrays.append(np.frombuffer(data, kind, count, at))
-                at += (count * kind.itemsize + _ALIGNMENT - 1) & -_ALIGNMENT
+                elif place == _HALF:
+                    arrays.append(parts[_HALF][2 * first : 2 * first + count])
+                    first += (count + 1) >> 1
+                else:
+                    arrays.append(parts[place][first : first + count])
+                    first += count
+            at += _ALIGNMENT * n_words
             payloads: list[bytes] = []
             for size in sizes:
                 payloads.append(bytes(data[at : at + size]))
                 at += size
-        except (struct.error, ValueError, TypeError) as error:
+        except (struct.error, ValueError, TypeError, IndexError) as error:
             raise ArtifactError(f"changes that were handed on cannot be read: {error}") from None
         if at != len(data):
             raise ArtifactError("changes that were handed on are of another length than they say")
@@ -136,13 +145,14 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % _ALIGNMENT)
 
 
-def _array(name: str, kind: str) -> tuple[str, np.dtype[Any], NDArray[Any]]:
-    return name, np.dtype(kind), np.empty(0, dtype=kind)
-
-
+_TYPES = tuple(map(np.dtype, ("<i8", "<u8", "<f8", "<f4")))
+_HALF = 3
+"""The place of the type that two of fit into eight bytes."""
 _SINGLES = ("score_values", "score_added", "impacts", "vectors")
 _DOUBLES = ("price_values", "price_added", "popularity_values", "popularity_added")
-_KINDS = {"keys": "<u8"} | dict.fromkeys(_SINGLES, "<f4") | dict.fromkeys(_DOUBLES, "<f8")
+_KINDS = {"keys": 1} | dict.fromkeys(_DOUBLES, 2) | dict.fromkeys(_SINGLES, _HALF)
 _NAMES = Delta._fields[6:]
-_ARRAYS = tuple(_array(name, _KINDS.get(name, "<i8")) for name in _NAMES)
-"""Name, type and the empty array of each, in the order of `Delta`."""
+_PLACES = tuple(_KINDS.get(name, 0) for name in _NAMES)
+"""Of each array, in the order of `Delta`: the place of its type."""
+_HALVES = tuple(number for number, place in enumerate(_PLACES) if place == _HALF)
+_EMPTY = tuple(np.empty(0, dtype=_TYPES[place]) for place in _PLACES)

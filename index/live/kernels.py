@@ -248,3 +248,31 @@ def added_nodes(
         starts_end += n_parents + 1
         codes_end += n_codes
     return begins, leaf_of_id, parents, starts, codes, table
+
+
+@njit(
+    [
+        "Tuple((u8[::1], i8[::1], i8[::1], i8[::1],"
+        " i8[::1], i8[::1], i8[::1], i8[::1], u2[::1], i8[:, ::1]))"
+        "(u8[::1], i8[::1], i8[::1], i8[::1], u8[::1], i8[::1], i8[::1], i8[::1],"
+        " i8[::1], i8[::1], i8[::1])"
+    ],
+    cache=True,
+    nogil=True,
+)
+def grown(
+    keys: NDArray[np.uint64],
+    depth: NDArray[np.int64],
+    node: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    new_keys: NDArray[np.uint64],
+    new_depth: NDArray[np.int64],
+    new_node: NDArray[np.int64],
+    places: NDArray[np.int64],
+    shifts: NDArray[np.int64],
+    bits: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> tuple[NDArray[Any], ...]:
+    """`with_leaves`, then `added_nodes` of these: a call costs as much as a few new leaves do."""
+    columns = with_leaves(keys, depth, node, ids, new_keys, new_depth, new_node, places)
+    return columns + added_nodes(*columns, shifts, bits, counts)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ConfigError
-from index.live.kernels import added_nodes, child_with_code, with_leaves
+from index.live.kernels import child_with_code, grown
 from index.sid import SidLayout
 from index.trie import Nodes, Trie, TrieFilter
 
@@ -54,6 +54,14 @@ class Additions(NamedTuple):
     places: Nodes
 
 
+class _Shape(NamedTuple):
+    """Of a base, by level: where a key has the level's bits, how many, and nodes; int64 (L,)."""
+
+    shifts: Nodes
+    bits: Nodes
+    counts: Nodes
+
+
 @dataclass(frozen=True, eq=False)
 class LiveTrie:
     """A base trie with added SIDs. Immutable; safe to share between threads.
@@ -72,13 +80,14 @@ class LiveTrie:
     depth: Nodes
     base_node: Nodes
     ids: Nodes
-    leaf_of_id: Nodes
     depth_start: Nodes
+    leaf_of_id: Nodes
     parents: Nodes
     starts: Nodes
     codes: NDArray[np.uint16]
     table: NDArray[np.int64]
     node_counts: tuple[int, ...]
+    _shape: _Shape
 
     @classmethod
     def of(cls, base: Trie, keys: NDArray[np.uint64]) -> LiveTrie:
@@ -86,25 +95,26 @@ class LiveTrie:
 
         Raises ConfigError for keys outside the layout.
         """
-        nothing = np.empty(0, dtype=np.int64)
-        none = cls._over(base, np.empty(0, dtype=np.uint64), nothing, nothing, nothing)
-        return none.extended(keys)
+        layout, counts = base.layout, base.node_counts
+        shape = _Shape(*(np.array(part) for part in (layout.shifts, layout.bits, counts)))
+        nothing, no_keys = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+        none = Additions(no_keys, nothing, nothing, nothing)
+        return cls._grown(base, shape, *none, none).extended(keys)
 
     @classmethod
-    def _over(
-        cls, base: Trie, keys: NDArray[np.uint64], depth: Nodes, base_node: Nodes, ids: Nodes
+    def _grown(
+        cls,
+        base: Trie,
+        shape: _Shape,
+        keys: NDArray[np.uint64],
+        depth: Nodes,
+        base_node: Nodes,
+        ids: Nodes,
+        new: Additions,
     ) -> LiveTrie:
-        layout, counts = base.layout, base.node_counts
-        shifts, bits = np.array(layout.shifts), np.array(layout.bits)
-        begins, leaf_of_id, parents, starts, codes, table = added_nodes(
-            keys, depth, base_node, ids, shifts, bits, np.array(counts)
-        )
-        n_added = table[:, -1].tolist()
-        node_counts = tuple(count + n for count, n in zip(counts, n_added, strict=True))
-        return cls(
-            *(base, keys, depth, base_node, ids, leaf_of_id, begins),
-            *(parents, starts, codes, table, node_counts),
-        )
+        found: tuple[Any, ...] = grown(keys, depth, base_node, ids, *new, *shape)
+        node_counts = tuple((shape.counts + found[-1][:, -1]).tolist())
+        return cls(base, *found, node_counts, shape)
 
     def extended(self, keys: NDArray[np.uint64]) -> LiveTrie:
         """This trie with further packed SIDs (n,). O(added SIDs), whatever the size of the base.
@@ -140,8 +150,8 @@ class LiveTrie:
         """This trie with further leaves, made for it."""
         if not len(new.keys):
             return self
-        columns = with_leaves(self.added_keys, self.depth, self.base_node, self.ids, *new)
-        return LiveTrie._over(self.base, *columns)
+        own = self.added_keys, self.depth, self.base_node, self.ids
+        return LiveTrie._grown(self.base, self._shape, *own, new)
 
     @property
     def layout(self) -> SidLayout:
