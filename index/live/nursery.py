@@ -96,21 +96,30 @@ class Nursery:
     def bear(self, end: socket.socket, order: Order) -> Writer:
         """A writer with one end of a channel. Raises ArtifactError where none can be had."""
         with self._turn:
-            if self._process is None or self._process.poll() is not None:
-                self._end()
-                self._start()
-            asking = self._asking
-            assert asking is not None
             try:
-                body = order.to_json()
-                socket.send_fds(asking, [len(body).to_bytes(_PID_BYTES)], [end.fileno()])
-                asking.sendall(body)
-                number = int.from_bytes(_received(asking, _PID_BYTES))
+                try:
+                    number = self._asked(end, order)
+                except (BrokenPipeError, ConnectionResetError):
+                    # It had ended without having read the order: there is no writer.
+                    self._end()
+                    number = self._asked(end, order)
             except OSError as error:
                 # Whether there is a writer or not: it ends when its channel does.
                 self._end()
                 raise ArtifactError(f"no process can write {order.directory}: {error}") from None
         return Writer(number)
+
+    def _asked(self, end: socket.socket, order: Order) -> int:
+        """The number of a process that was born for this. Raises OSError."""
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            self._start()
+        asking = self._asking
+        assert asking is not None
+        body = order.to_json()
+        socket.send_fds(asking, [len(body).to_bytes(_PID_BYTES)], [end.fileno()])
+        asking.sendall(body)
+        return int.from_bytes(_received(asking, _PID_BYTES))
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

@@ -108,6 +108,20 @@ def test_a_killed_nursery_takes_no_writer_along_and_is_replaced(
         taken_again(first, Delete("i1"))
 
 
+def test_a_nursery_that_is_about_to_end_is_replaced(
+    paths: list[Path], nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, and not yet one whose end can be asked for: its socket is all that tells."""
+    with opened(paths[0], nursery):
+        [process] = nurseries()
+        process.kill()
+        until(lambda: not nurseries())
+        monkeypatch.setattr(subprocess.Popen, "poll", lambda _: None)
+        with opened(paths[1], nursery) as second:
+            monkeypatch.undo()
+            assert second.apply([Delete("i0")]).applied == 1
+
+
 def test_what_ends_a_terminal_or_a_group_ends_neither(paths: list[Path], nursery: Nursery) -> None:
     with opened(paths[0], nursery) as catalogue:
         [process] = nurseries()
