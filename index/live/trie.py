@@ -112,9 +112,9 @@ class LiveTrie:
         ids: Nodes,
         new: Additions,
     ) -> LiveTrie:
-        found: tuple[Any, ...] = grown(keys, depth, base_node, ids, *new, *shape)
+        found: Any = grown(keys, depth, base_node, ids, *new, *shape)
         node_counts = tuple((shape.counts + found[-1][:, -1]).tolist())
-        return cls(base, *found, node_counts, shape)
+        return cls(base, *found, node_counts=node_counts, _shape=shape)
 
     def extended(self, keys: NDArray[np.uint64]) -> LiveTrie:
         """This trie with further packed SIDs (n,). O(added SIDs), whatever the size of the base.

@@ -4,6 +4,8 @@ A server (`onesearch serve`) runs as a child process. First the sustainable load
 largest rate at which less than 1 % is refused and 99 % of the answers come within `BOUND_S`. Then
 80, 100, 200 and 400 % of it are offered in turns, several times, and pressed by clients that send
 again as soon as they have an answer. Ours is compared with 80 % of the same server.
+`lasting_p99_ms` leaves out what was due in the first third of a run: a crowd that comes suddenly is
+let in (`server.admission`).
 
 Load and server share the machine's cores: the load takes a part of them, more with more refusals,
 so the rates are lower than those of a server that has the machine for itself. All traffic stays on
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from index.errors import OnesearchError
-from loadtest.bench.load import Tally, offer, post, press
+from loadtest.bench.load import ANSWERED, Ended, Tally, offer, post, press
 from loadtest.bench.report import Row, row
 from server.cli.serve import loop_factory
 
@@ -46,6 +48,8 @@ DEMO_ITEMS = 1500
 DEMO_MINUTES = 0.05
 """The decoder's training: a search costs the same however little was learned."""
 RECOVERY_S = 1.0
+SUDDEN_SHARE = 1 / 3
+"""Of a run: for a moment a server lets more in than it would in the long run."""
 REFUSED = "503"
 QUERIES = 1000
 Result = TypeVar("Result")
@@ -120,17 +124,24 @@ def _run(
 async def _rates(server: Server, plan: Plan) -> list[Row]:
     random, requests = np.random.default_rng(1), server.requests()
 
+    ended: list[Ended] = []
+
     async def at(rate: float, seconds: float) -> Tally:
         await asyncio.sleep(PAUSE_S)
-        return await offer(server.port, requests, rate=rate, seconds=seconds, random=random)
+        ended.clear()
+        return await offer(
+            server.port, requests, rate=rate, seconds=seconds, random=random, seen=ended.append
+        )
 
     sustainable = await sustainable_rate(at, plan)
     found: dict[float, list[Tally]] = {load: [] for load in LOADS}
+    lasting: dict[float, list[float]] = {load: [] for load in LOADS}
     recovery: list[Tally] = []
     for repeat in range(plan.repeats):
         shift = repeat % len(LOADS)
         for load in LOADS[shift:] + LOADS[:shift]:
             found[load].append(await at(load * sustainable, plan.phase_s))
+            lasting[load].append(_lasting_p99_ms(ended, plan.phase_s * SUDDEN_SHARE))
             if load == max(LOADS):
                 # No pause: what is left of the storm shows in the second after it.
                 recovery.append(
@@ -158,6 +169,7 @@ async def _rates(server: Server, plan: Plan) -> list[Row]:
                 {"at 80%": [tally.percentile(0.99) * 1000 for tally in calm]},
                 "ms",
                 p50_ms=_median(tally.percentile(0.5) * 1000 for tally in tallies),
+                **({} if tallies is recovery else {"lasting_p99_ms": _median(lasting[load])}),
                 **shares,
             )
         )
@@ -246,6 +258,17 @@ def is_carried(
     refused = tally.offered - tally.outcomes["200"]
     allowed = max(1.0, refused_share * tally.offered) if refused_share else 0.0
     return refused <= allowed and tally.percentile(0.99) <= bound_s
+
+
+def _lasting_p99_ms(ended: Sequence[Ended], after_s: float) -> float:
+    """p99 of the answers that were due when the load had lasted for so long."""
+    since = min((one.due for one in ended), default=0.0) + after_s
+    late = [
+        one.latency
+        for one in ended
+        if one.due >= since and one.outcome in ANSWERED and one.latency is not None
+    ]
+    return float(np.quantile(late, 0.99)) * 1000 if late else math.nan
 
 
 def _shares(tallies: Sequence[Tally]) -> dict[str, Any]:

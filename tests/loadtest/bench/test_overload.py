@@ -7,7 +7,7 @@ import pytest
 
 from index.errors import OnesearchError
 from loadtest.bench import overload
-from loadtest.bench.load import Tally
+from loadtest.bench.load import Ended, Tally
 from loadtest.bench.overload import FULL, LOADS, QUICK, Plan, Server
 
 CAPACITY = 150.0
@@ -69,8 +69,14 @@ def test_a_load_that_is_answered_late_or_degraded_is_not_sustained():
 
 
 def test_rows_compare_each_load_with_eighty_percent(monkeypatch: pytest.MonkeyPatch):
-    async def offer(port, requests, *, rate, seconds, random):
+    async def offer(port, requests, *, rate, seconds, random, seen=None):
         assert requests
+        if seen is not None:
+            # Half as late again while the load is new.
+            for due in np.linspace(0, seconds, 100):
+                late = 0.03 if due < seconds / 4 else 0.02
+                seen(Ended(b"", "200", 7 + due, late, b""))
+                seen(Ended(b"", "503", 7 + due, 0.5, b""))
         return tally(rate, seconds)
 
     monkeypatch.setattr(overload, "offer", offer)
@@ -81,6 +87,7 @@ def test_rows_compare_each_load_with_eighty_percent(monkeypatch: pytest.MonkeyPa
     assert latency["400%"]["ratio"] == {"at 80%": 0.5}
     assert latency["400%"]["percent"]["refused"] == pytest.approx(75, abs=3)
     assert latency["80% after 400%"]["percent"]["whole"] == 100
+    assert latency["200%"]["lasting_p99_ms"] == 20
     goodput = [row for row in rows if row["unit"] == "1/s"]
     assert [row["setting"]["load"] for row in goodput] == ["80%", "100%", "200%", "400%"]
     assert all(np.isfinite(row["ours"]) for row in rows)
