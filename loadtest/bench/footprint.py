@@ -4,9 +4,10 @@ Tables:
 
 redis      bytes of one entry of each kind: `used_memory` of an embedded server after the program's
            own code has written many of them, divided by their number
-gateway    memory of `onesearch serve` after searches (proportional set size: what it has for itself
-           and its share of mapped files), on a small simulated shop; a pair that is given takes
-           its place
+gateway    memory of `onesearch serve` and its children after a first start, in which kernels are
+           compiled, and searches of all beam widths as fast as they are answered: products of
+           every shape have been seen then (proportional set size: what it has for itself and its
+           share of mapped files). On a small simulated shop; a pair that is given takes its place
 
 `loadtest/planning_table.py` makes tables for `onesearch plan` of them, of two catalogues: what an
 item takes is the difference.
@@ -27,7 +28,7 @@ import numpy as np
 import psutil
 
 from index.artifact import read
-from loadtest.bench.load import offer, post
+from loadtest.bench.load import post, press
 from loadtest.bench.overload import demo_pair, in_loop, queries_of, running
 from loadtest.bench.report import Row, row
 from server.events.log import BehaviourLog
@@ -47,7 +48,8 @@ SHOWN = 10
 TERMS = ("oak", "office", "writing desk", "solid wood")
 BATCH = 500
 """Entries of a batch; a stream keeps about a hundred entries in one node."""
-RATE, SECONDS = 40.0, 5.0
+CLIENTS, SECONDS = 16, 30.0
+BEAM_WIDTHS = (10, 32, 64, 128)
 
 
 def rows(
@@ -186,14 +188,21 @@ def _gateway(snapshot: Path | None, checkpoint: Path | None) -> list[Row]:
 
 
 def _serving_row(snapshot: Path, checkpoint: Path, folder: Path) -> Row:
-    bodies = [json.dumps({"query": query}).encode() for query in queries_of(snapshot)]
+    bodies = [
+        json.dumps({"query": query, "beam_width": BEAM_WIDTHS[number % len(BEAM_WIDTHS)]}).encode()
+        for number, query in enumerate(queries_of(snapshot))
+    ]
     requests = [post("/v1/search", body) for body in bodies]
     arguments = ["--snapshot", str(snapshot), "--checkpoint", str(checkpoint)]
-    settings = {"ONESEARCH_EVENTS": "false", "ONESEARCH_CATALOGUE_CHANGES": "false"}
+    settings = {
+        "ONESEARCH_EVENTS": "false",
+        "ONESEARCH_LIVE_DIRECTORY": str(folder / "live"),
+        "NUMBA_CACHE_DIR": str(folder / "numba"),
+    }
     with running(arguments, folder, settings) as (port, process):
         begun = _memory_mb(process)
         random = np.random.default_rng(0)
-        in_loop(offer(port, requests, rate=RATE, seconds=SECONDS, random=random))
+        in_loop(press(port, requests, clients=CLIENTS, seconds=SECONDS, random=random))
         used = _memory_mb(process)
     counts: dict[str, Any] = read(snapshot, "snapshot", verify=False).extra["counts"]
     return row(
