@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from index.sid import SidLayout
 _ENCODE_BLOCK = 4096
 _NEAREST_BLOCK_SCORES = 1 << 24
 _CLOSE_PAIRS = 1 << 14
+_EPSILON = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +45,14 @@ class Codec:
     layout: SidLayout
     centroids: tuple[NDArray[np.float32], ...]
     kinds: tuple[str, ...]
+    _half_norms: tuple[NDArray[np.float32], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         sizes = tuple(len(level) for level in self.centroids)
         if sizes != self.layout.level_sizes or len(self.kinds) != len(sizes):
             raise ConfigError(f"codebooks of sizes {sizes} do not fit layout {self.layout}")
+        half_norms = tuple(half_square_norms(level) for level in self.centroids)
+        object.__setattr__(self, "_half_norms", half_norms)
 
     @property
     def dimension(self) -> int:
@@ -72,8 +76,9 @@ class Codec:
         codes = np.empty((len(embeddings), self.layout.levels), np.int32)
         for start in range(0, len(embeddings), _ENCODE_BLOCK):
             residual = embeddings[start : start + _ENCODE_BLOCK].astype(np.float32)
-            for level, centroids in enumerate(self.centroids):
-                chosen = surely_nearest(residual, centroids)
+            levels = zip(self.centroids, self._half_norms, strict=True)
+            for level, (centroids, half_norms) in enumerate(levels):
+                chosen = surely_nearest(residual, centroids, half_norms)
                 codes[start : start + len(residual), level] = chosen
                 residual = residual - centroids[chosen]
         return codes
@@ -137,17 +142,20 @@ def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDA
 
 
 def surely_nearest(
-    vectors: NDArray[np.float32], centroids: NDArray[np.float32]
+    vectors: NDArray[np.float32],
+    centroids: NDArray[np.float32],
+    half_norms: NDArray[np.float32] | None = None,
 ) -> NDArray[np.int64]:
-    """`nearest`, but a function of each vector alone, int64 (N,).
+    """`nearest`, but a function of each vector alone, int64 (N,). `half_norms`: those of the
+    centroids, where they are known.
 
     The order in which a matrix product sums depends on its shape, on threads and on the processor.
     Centroids within its rounding error of the best (d·u·‖v‖‖c‖ on either side, u = 2⁻²⁴) are
     compared again in double precision, one pair at a time; ties to the smaller index.
     """
-    bias = half_square_norms(centroids)
+    bias = half_square_norms(centroids) if half_norms is None else half_norms
     furthest = float(bias.max())
-    unit = (centroids.shape[1] + 3) * float(np.finfo(np.float32).eps) / 2
+    unit = (centroids.shape[1] + 3) * _EPSILON / 2
     block = max(1, _NEAREST_BLOCK_SCORES // len(centroids))
     chosen = np.zeros(len(vectors), np.int64)
     for start in range(0, len(vectors), block):

@@ -4,13 +4,18 @@ The file holds unit vectors in half precision, memory-mapped; the search structu
 values in memory (2·d bytes per item). A few queries scan it directly; many queries, or a mask that
 keeps few rows, go through matrix products over single-precision blocks. Both are exact, under a
 mask too.
+
+faiss shares even the smallest call among all processors, and its threads then spin for
+milliseconds, waiting for the next. Few queries and few rows are therefore done by the calling
+thread alone: a search would pay for it many times over, and those beside it, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -24,6 +29,7 @@ MAX_SCANNED_QUERIES = 16
 MAX_GATHERED_ROWS = 4_096
 """Masks that keep at most this many rows never scan the others."""
 _BLOCK_ROWS = 65_536
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,17 +91,12 @@ class DenseIndex:
         if k <= 0 or not len(queries):
             shape = (len(queries), max(k, 0))
             return np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
-        if len(queries) > MAX_SCANNED_QUERIES or allowed <= MAX_GATHERED_ROWS:
+        if len(queries) > MAX_SCANNED_QUERIES:
             scores, rows = self._multiply(queries, k, mask)
-        elif mask is None:
-            scores, rows = self._scan.search(queries, k)
+        elif allowed <= MAX_GATHERED_ROWS:
+            scores, rows = _alone(lambda: self._multiply(queries, k, mask))
         else:
-            bits = np.packbits(mask, bitorder="little")
-            parameters = faiss.SearchParameters()
-            # The selector borrows `bits` and the parameters borrow the selector: both stay named.
-            selector = faiss.IDSelectorBitmap(self.n_items, faiss.swig_ptr(bits))
-            parameters.sel = selector
-            scores, rows = self._scan.search(queries, k, params=parameters)
+            scores, rows = _alone(lambda: self._scanned(queries, k, mask))
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -107,7 +108,23 @@ class DenseIndex:
 
     def vectors(self, rows: NDArray[np.integer[Any]] | slice) -> NDArray[np.float32]:
         """Embeddings of the given items, float32 (n, d)."""
-        return self._scan.sa_decode(self.embeddings[rows].view(np.uint8))
+        codes = self.embeddings[rows].view(np.uint8)
+        if len(codes) > MAX_GATHERED_ROWS:
+            return self._scan.sa_decode(codes)
+        return _alone(lambda: self._scan.sa_decode(codes))
+
+    def _scanned(
+        self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and rows (q, k) by a look at every item; the mask must keep at least k rows."""
+        if mask is None:
+            return self._scan.search(queries, k)
+        bits = np.packbits(mask, bitorder="little")
+        parameters = faiss.SearchParameters()
+        # The selector borrows `bits` and the parameters borrow the selector: both stay named.
+        selector = faiss.IDSelectorBitmap(self.n_items, faiss.swig_ptr(bits))
+        parameters.sel = selector
+        return self._scan.search(queries, k, params=parameters)
 
     def _multiply(
         self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
@@ -130,3 +147,15 @@ class DenseIndex:
             scores = np.take_along_axis(scores, best, axis=1)
             rows = np.take_along_axis(rows, best, axis=1)
         return scores, rows
+
+
+def _alone(call: Callable[[], Result]) -> Result:
+    """What a call gives, done by this thread only. The number of threads is this thread's own."""
+    threads = faiss.omp_get_max_threads()
+    if threads == 1:
+        return call()
+    faiss.omp_set_num_threads(1)
+    try:
+        return call()
+    finally:
+        faiss.omp_set_num_threads(threads)

@@ -232,9 +232,13 @@ class ItemTable:
         """All columns of one row as plain Python values; `attributes` becomes a dict."""
         return self.get_many(np.array([row]))[0]
 
-    def get_many(self, rows: NDArray[np.integer[Any]]) -> list[dict[str, Any]]:
-        """`get` for several rows at once, in the order given; much cheaper than one by one."""
-        found = cast(list[dict[str, Any]], self.table.take(pa.array(rows)).to_pylist())
+    def get_many(
+        self, rows: NDArray[np.integer[Any]], names: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """`get` for several rows at once, in the order given; much cheaper than one by one, and
+        still cheaper where only some columns are wanted: `names`."""
+        table = self.table if names is None else self.table.select(names)
+        found = cast(list[dict[str, Any]], table.take(pa.array(rows)).to_pylist())
         for item in found:
             if item.get("attributes") is not None:
                 item["attributes"] = dict(item["attributes"])

@@ -55,29 +55,36 @@ class QueryPrompts:
     ) -> list[Prompt]:
         """Prompts of N queries; `embeddings` float32 (N, d), keywords of each query or of none."""
         sids = self.codec.encode(embeddings)
-        nearest = nearest_codes(
-            embeddings, self.codec.centroids[0], self.builder.settings.query_code_count
-        )
         tokens = self.builder.tokenizer.encode_batch([prompt_text(text) for text in texts])
         made: list[Prompt] = []
         for i, ids in enumerate(tokens):
             span = self.builder.keyword_tokens(keywords[i]) if keywords else ()
-            token_ids = self.builder.teacher(
-                ids, span, sids[i], histories[i], query_codes=nearest[i]
-            )
-            made.append(Prompt(token_ids, self._prior(embeddings[i])))
+            scores = self.codec.level_scores(embeddings[i])
+            nearest = largest(scores[0], self.builder.settings.query_code_count)
+            token_ids = self.builder.teacher(ids, span, sids[i], histories[i], query_codes=nearest)
+            made.append(Prompt(token_ids, self._prior(scores)))
         return made
 
     def next_item(self, history_sids: Sequence[NDArray[np.int32]]) -> Prompt:
         """The prompt that asks for what a user takes next, without a query."""
         token_ids = self.builder.student((), None, history_sids)
-        return Prompt(token_ids, self._prior(np.zeros(self.codec.dimension, np.float32)))
+        nothing = np.zeros(self.codec.dimension, np.float32)
+        return Prompt(token_ids, self._prior(self.codec.level_scores(nothing)))
 
-    def _prior(self, embedding: FloatArray) -> tuple[FloatArray, ...] | None:
+    def _prior(self, level_scores: Sequence[FloatArray]) -> tuple[FloatArray, ...] | None:
         if self.prior_beta == 0:
             return None
         beta = np.float32(self.prior_beta)
-        return tuple(beta * scores for scores in self.codec.level_scores(embedding))
+        return tuple(beta * scores for scores in level_scores)
+
+
+def largest(scores: FloatArray, count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest of scores (K,), best first, int64."""
+    count = min(count, len(scores))
+    if not count:
+        return np.zeros(0, np.int64)
+    top = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+    return top[np.lexsort((top, -scores[top]))]
 
 
 def nearest_codes(embeddings: FloatArray, centroids: FloatArray, count: int) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ def hits_of(
     rows = ranked.rows[:limit]
     if not len(rows):
         return []
-    items = catalogue.items.get_many(rows)
+    items = catalogue.items.get_many(rows, HIT_COLUMNS)
     codes = catalogue.trie.codes_of_leaves(catalogue.postings.leaf_of_row[rows])
     hits: list[Hit] = []
     for position, item in enumerate(items):

@@ -180,22 +180,26 @@ class LiveItems:
         """All columns of one row as plain Python values; `attributes` becomes a dict."""
         return self.get_many(np.array([row]))[0]
 
-    def get_many(self, rows: NDArray[np.integer[Any]]) -> list[dict[str, Any]]:
-        """`get` for several rows at once, in the order given; deleted rows as they were."""
+    def get_many(
+        self, rows: NDArray[np.integer[Any]], names: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """`get` for several rows at once, in the order given; deleted rows as they were. `names`:
+        the columns that are wanted; others may be there."""
         rows = np.asarray(rows, dtype=np.int64)
         inside = rows < len(self.base)
-        base = iter(self.base.get_many(rows[inside]) if inside.any() else ())
+        base = iter(self.base.get_many(rows[inside], names) if inside.any() else ())
         payloads = self.added.payloads
         items: list[dict[str, Any]] = [
             next(base) if known else cast(dict[str, Any], orjson.loads(payloads[row]))
             for row, known in zip((rows - len(self.base) * ~inside).tolist(), inside, strict=True)
         ]
-        price, stock = self.price[rows].tolist(), self.stock[rows].tolist()
-        popularity = self.popularity[rows].tolist()
-        for place, item in enumerate(items):
-            item["price"] = _known(price[place])
-            item["stock"] = None if stock[place] == UNKNOWN_STOCK else stock[place]
-            item["popularity"] = _known(popularity[place])
+        columns = {"price": self.price, "stock": self.stock, "popularity": self.popularity}
+        for name, column in columns.items():
+            if names is not None and name not in names:
+                continue
+            unknown = UNKNOWN_STOCK if name == "stock" else None
+            for item, value in zip(items, column[rows].tolist(), strict=True):
+                item[name] = None if value == unknown else _known(value)
         return items
 
     def values(self, name: str) -> list[str]:

@@ -50,6 +50,7 @@ from loadtest.bench.other_catalogue import another_stream
 from loadtest.bench.random_checkpoint import LAYOUT, SIZES, write_random_checkpoint
 from loadtest.bench.report import OURS, Row, row
 from models.ranking import candidates_of, rank_candidates
+from server.hits import HIT_COLUMNS
 
 ITEMS = 1_000_000
 QUICK_ITEMS = 100_000
@@ -301,7 +302,7 @@ class Searcher:
         assert isinstance(found, Hypotheses)
         chosen = candidates_of(view, found.leaves, found.scores, mask)
         ranked = rank_candidates(view, RescoringWeights(), text, embedding, chosen)
-        return len(view.items.get_many(ranked.rows[:TOP]))
+        return len(view.items.get_many(ranked.rows[:TOP], HIT_COLUMNS))
 
 
 class Stream:
