@@ -12,9 +12,10 @@ steps falls back to blocks of one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 BLOCK_SHIFTS = (6, 4, 2, 0)
@@ -48,17 +49,7 @@ class Starts:
 
     def position_of(self, values: Nodes) -> Nodes:
         """For each value the last position whose offset is not above it."""
-        block = np.searchsorted(self.base, values, side="right") - 1
-        low = block << self.shift
-        high = np.minimum(low + (1 << self.shift), len(self.delta))
-        rest = values - self.base[block]
-        for _ in range(self.shift):
-            middle = (low + high) >> 1
-            below = self.delta[np.minimum(middle, high - 1)] <= rest
-            below &= middle < high
-            low = np.where(below, middle, low)
-            high = np.where(below, high, middle)
-        return low
+        return _positions(self.base, self.delta, self.shift, np.ascontiguousarray(values))
 
     def any_set(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
         """Whether any bit of each run [start(i), start(i + 1)) is set, bool (n,); and the same as
@@ -138,6 +129,47 @@ def packed_words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
 def _word_count(length: int) -> int:
     """Words of so many bits and one more, since a run of bits is read from two words at once."""
     return -(-length // _WORD_BITS) + 1
+
+
+def _read_only(kind: Any) -> Any:
+    """What takes arrays of either kind."""
+    return types.Array(kind, 1, "C", readonly=True)
+
+
+# With a signature, so that no search is the first one and waits for the compiler.
+@njit(
+    types.int64[::1](
+        *(_read_only(types.uint32), _read_only(types.uint16), types.int64),
+        _read_only(types.int64),
+    ),
+    cache=True,
+    nogil=True,
+)
+def _positions(
+    base: NDArray[np.uint32], delta: NDArray[np.uint16], shift: int, values: Nodes
+) -> Nodes:
+    """`Starts.position_of`."""
+    found = np.empty(len(values), dtype=np.int64)
+    for place in range(len(values)):
+        value = values[place]
+        low, high = 0, len(base)
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if base[middle] <= value:
+                low = middle
+            else:
+                high = middle
+        rest = value - np.int64(base[low])
+        low <<= shift
+        high = min(low + (1 << shift), len(delta))
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if delta[middle] <= rest:
+                low = middle
+            else:
+                high = middle
+        found[place] = low
+    return found
 
 
 @njit(cache=True, nogil=True)
