@@ -33,6 +33,7 @@ from index.errors import OnesearchError
 from loadtest.bench.load import ANSWERED, Ended, Tally, offer, post, press
 from loadtest.bench.report import Row, row
 from server.cli.serve import loop_factory
+from server.settings import DEFAULT_BEAM_WIDTH
 
 BOUND_S = 0.25
 REFUSED_SHARE = 0.01
@@ -159,6 +160,7 @@ async def _rates(server: Server, plan: Plan) -> list[Row]:
         setting: dict[str, Any] = {
             "load": f"{load:.0%}" + (" after 400%" if tallies is recovery else ""),
             "requests/s": round(load * sustainable),
+            "beam": beam_width(),
         }
         shares = _shares(tallies)
         table.append(
@@ -178,7 +180,11 @@ async def _rates(server: Server, plan: Plan) -> list[Row]:
         table.append(
             row(
                 "answers per second under load",
-                {"load": f"{load:.0%}", "requests/s": round(load * sustainable)},
+                {
+                    "load": f"{load:.0%}",
+                    "requests/s": round(load * sustainable),
+                    "beam": beam_width(),
+                },
                 [tally.goodput for tally in tallies],
                 {"best of all": best},
                 "1/s",
@@ -204,7 +210,7 @@ async def _clients(server: Server, plan: Plan) -> list[Row]:
         table.append(
             row(
                 "p99 of answers to clients that send at once",
-                {"clients": count, "timeout_ms": PRESSED_TIMEOUT_MS},
+                {"clients": count, "timeout_ms": PRESSED_TIMEOUT_MS, "beam": beam_width()},
                 [tally.percentile(0.99) * 1000 for tally in tallies],
                 {"timeout": float(PRESSED_TIMEOUT_MS)},
                 "ms",
@@ -343,6 +349,11 @@ def _port(log: Path, child: subprocess.Popen[bytes]) -> int:
     child.kill()
     lines = log.read_text(errors="replace").strip().splitlines()
     raise OnesearchError(f"the server did not start: {lines[-1] if lines else 'no output'}")
+
+
+def beam_width() -> int:
+    """What the server takes for requests that ask for none, as those here do."""
+    return int(os.environ.get("ONESEARCH_BEAM_WIDTH", DEFAULT_BEAM_WIDTH))
 
 
 def queries_of(snapshot: Path) -> list[str]:
