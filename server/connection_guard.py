@@ -9,7 +9,8 @@ crowded    more than `most` connections: the one that has been waiting longest g
            holds none against those who do
 
 Time is looked at once a second, for all connections together: a request pays for two entries of a
-dict, not for timers.
+dict, not for timers. When that look itself comes late, this process was held up, not its clients:
+what they sent may lie there unread, and the time is not theirs.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class ConnectionGuard:
         self._blocked: dict[Guarded, float] = {}
         self._cut: Counter[CutReason] = Counter()
         self._sweep: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def opened(self, connection: Guarded, count: int) -> None:
         """A connection is there; with it there are `count`."""
@@ -69,8 +71,7 @@ class ConnectionGuard:
         if connection not in self._waiting:
             loop = asyncio.get_running_loop()
             self._waiting[connection] = loop.time()
-            if self._sweep is None:
-                self._sweep = loop.call_later(self._interval_s, self._look, loop)
+            self._look_soon(loop)
 
     def serves(self, connection: Guarded) -> None:
         """A request of this connection is being answered."""
@@ -85,8 +86,7 @@ class ConnectionGuard:
         """The client does not read what was written."""
         loop = asyncio.get_running_loop()
         self._blocked.setdefault(connection, loop.time())
-        if self._sweep is None:
-            self._sweep = loop.call_later(self._interval_s, self._look, loop)
+        self._look_soon(loop)
 
     def flows(self, connection: Guarded) -> None:
         """It reads again."""
@@ -101,8 +101,19 @@ class ConnectionGuard:
     def _interval_s(self) -> float:
         return min(SWEEP_S, self._timeout_s / 4)
 
+    def _look_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._sweep is None:
+            self._due = loop.time() + self._interval_s
+            self._sweep = loop.call_at(self._due, self._look, loop)
+
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        oldest = loop.time() - self._timeout_s
+        now, self._sweep = loop.time(), None
+        held_up_s = now - self._due
+        if held_up_s > self._interval_s:
+            for connections in (self._waiting, self._blocked):
+                for connection in connections:
+                    connections[connection] += held_up_s
+        oldest = now - self._timeout_s
         whole: tuple[tuple[dict[Guarded, float], CutReason], ...] = (
             (self._waiting, "slow"),
             (self._blocked, "blocked"),
@@ -114,8 +125,8 @@ class ConnectionGuard:
                     break
                 self._close(connection, reason)
         self._tell()
-        more = self._waiting or self._blocked
-        self._sweep = loop.call_later(self._interval_s, self._look, loop) if more else None
+        if self._waiting or self._blocked:
+            self._look_soon(loop)
 
     def _close(self, connection: Guarded, reason: CutReason) -> None:
         self.closed(connection)
