@@ -136,6 +136,19 @@ def _read_only(kind: Any) -> Any:
     return types.Array(kind, 1, "C", readonly=True)
 
 
+@njit(inline="always")
+def last_at_most(values: NDArray[Any], first: Any, end: Any, wanted: Any) -> Any:
+    """The last place in [first, end) whose value is not above the wanted one, `first` for none;
+    values ascend. For compiled callers."""
+    while end - first > 1:
+        middle = (first + end) >> 1
+        if values[middle] <= wanted:
+            first = middle
+        else:
+            end = middle
+    return first
+
+
 # With a signature, so that no search is the first one and waits for the compiler.
 @njit(
     types.int64[::1](
@@ -152,23 +165,10 @@ def _positions(
     found = np.empty(len(values), dtype=np.int64)
     for place in range(len(values)):
         value = values[place]
-        low, high = 0, len(base)
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if base[middle] <= value:
-                low = middle
-            else:
-                high = middle
-        rest = value - np.int64(base[low])
-        low <<= shift
-        high = min(low + (1 << shift), len(delta))
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if delta[middle] <= rest:
-                low = middle
-            else:
-                high = middle
-        found[place] = low
+        block = last_at_most(base, 0, len(base), value)
+        first = block << shift
+        end = min(first + (1 << shift), len(delta))
+        found[place] = last_at_most(delta, first, end, value - np.int64(base[block]))
     return found
 
 

@@ -89,10 +89,5 @@ def largest(scores: FloatArray, count: int) -> NDArray[np.int64]:
 
 def nearest_codes(embeddings: FloatArray, centroids: FloatArray, count: int) -> NDArray[np.int64]:
     """Codes of the `count` largest ⟨embedding, centroid⟩, best first, int64 (N, count)."""
-    if count == 0:
-        return np.zeros((len(embeddings), 0), np.int64)
-    scores = embeddings @ centroids.T
-    count = min(count, scores.shape[1])
-    top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(top, order, axis=1)
+    found = [largest(scores, count) for scores in embeddings @ centroids.T]
+    return np.array(found, np.int64).reshape(len(embeddings), min(count, len(centroids)))

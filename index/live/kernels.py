@@ -131,14 +131,7 @@ def exchanged(
     return result
 
 
-@njit(
-    [
-        "Tuple((u8[::1], i8[::1], i8[::1], i8[::1]))"
-        "(u8[::1], i8[::1], i8[::1], i8[::1], u8[::1], i8[::1], i8[::1], i8[::1])"
-    ],
-    cache=True,
-    nogil=True,
-)
+@njit(nogil=True)
 def with_leaves(
     keys: NDArray[np.uint64],
     depth: NDArray[np.int64],
@@ -170,14 +163,7 @@ def with_leaves(
     return all_keys, all_depth, all_node, all_ids
 
 
-@njit(
-    [
-        "Tuple((i8[::1], i8[::1], i8[::1], i8[::1], u2[::1], i8[:, ::1]))"
-        "(u8[::1], i8[::1], i8[::1], i8[::1], i8[::1], i8[::1], i8[::1])"
-    ],
-    cache=True,
-    nogil=True,
-)
+@njit(nogil=True)
 def added_nodes(
     keys: NDArray[np.uint64],
     depth: NDArray[np.int64],

@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from index.starts import last_at_most
+
 
 def _ro(kind: Any) -> Any:
     return types.Array(kind, 1, "C", readonly=True)
@@ -48,24 +50,11 @@ def _parent(
     shifts: NDArray[np.int64],
 ) -> int:
     """The node of `level` whose children have `node` among them."""
-    low, high = block_at[level], block_at[level + 1]
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if blocks[middle] <= node:
-            low = middle
-        else:
-            high = middle
-    rest = node - np.int64(blocks[low])
+    block = last_at_most(blocks, block_at[level], block_at[level + 1], node)
     first = delta_at[level]
-    begin = first + ((low - block_at[level]) << shifts[level])
+    begin = first + ((block - block_at[level]) << shifts[level])
     end = min(begin + (1 << shifts[level]), delta_at[level + 1])
-    while end - begin > 1:
-        middle = (begin + end) >> 1
-        if deltas[middle] <= rest:
-            begin = middle
-        else:
-            end = middle
-    return begin - first
+    return last_at_most(deltas, begin, end, node - np.int64(blocks[block])) - first
 
 
 @njit(
