@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,7 +17,10 @@ from index.dataset import ITEMS
 from index.encoder import StaticEncoder
 from index.sid import SidLayout
 from index.snapshot import Snapshot, texts_of
+from server.keywords.generator import GenerationError
+from server.keywords.keywords import KeywordRequest, Keywords
 from server.keywords.vocabulary import Vocabulary
+from tests.server.keywords.model_server import ModelServer, Play, Run, Serve, with_generator
 
 COPIES = 10
 DIMENSION = 32
@@ -111,3 +115,31 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 @pytest.fixture(scope="session")
 def vocabulary(shop: Snapshot) -> Vocabulary:
     return Vocabulary.build(shop)
+
+
+@pytest.fixture
+def urls() -> list[str]:
+    """Base URLs of the servers that a test started, the latest last."""
+    return []
+
+
+@pytest.fixture
+def serve(start_server: Callable[[Any], httpx.Client], urls: list[str]) -> Serve:
+    """`serve(*plays)` → a running server; generators of `ask` talk to the latest one."""
+
+    def start(*plays: Play) -> ModelServer:
+        server = ModelServer(*plays)
+        urls.append(f"{str(start_server(server).base_url).rstrip('/')}/v1")
+        return server
+
+    return start
+
+
+@pytest.fixture
+def ask(urls: list[str]) -> Run:
+    """`ask(*requests, **settings)` → the answers of a generator, asked for all at once."""
+
+    def run(*requests: KeywordRequest, **options: Any) -> list[Keywords | GenerationError]:
+        return with_generator(urls[-1], lambda generator: generator.generate(requests), **options)
+
+    return run
