@@ -18,7 +18,9 @@ A crowd that soon goes is no overload: chance makes one now and then at any load
 takes the processors for a moment, such as another generation that is being loaded. So up to `CROWD`
 times N are let in, at the expense of an account that holds `CROWD_S` of searches' time and fills up
 within `CROWD_REST_S`: under a lasting load it is soon empty, and N holds. So it does where answers
-come late.
+come late, and in a *rush*, in which the account does not fill up either: when more come than could
+ever be answered. Arrivals alone tell that, whatever the processors do meanwhile: Page's cumulative
+sum (1954) of the likelihood of `RUSH` in the time of one answer, rather than one.
 
 Refusals are paced: above `REFUSALS_PER_S` they wait, each `MAX_HOLD_S` at most, which costs a
 timer. Clients that come back at once would otherwise keep the event loop busy with refusing.
@@ -27,6 +29,7 @@ timer. Clients that come back at once would otherwise keep the event loop busy w
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -47,7 +50,7 @@ FIRST_LIMIT = 16
 """Until a search was alone; and never less before `ENOUGH_ANSWERS`."""
 ENOUGH_ANSWERS = 16
 """With fewer, the busy time of those still inside would count for more than what was answered."""
-SOON_S = 0.05
+SOON_S = 0.045
 """Nobody is refused who would be answered that soon."""
 EASE_DOWN, EASE_UP = 0.9, 1.01
 """Per late and per whole answer: about one in ten may be late."""
@@ -55,7 +58,11 @@ ROOMY = 2.0
 """A deadline of so many times `alone_s` could be met by a search that is alone."""
 CROWD = 2
 CROWD_S, CROWD_REST_S = 1.0, 10.0
-MEMORY_ANSWERS = 64
+RUSH = 1.5
+"""Arrivals in the time of one answer."""
+RUSH_AT = 16.0
+"""Arrivals beyond those that tell neither."""
+MEMORY_ANSWERS, MEMORY_USUAL = 64, 2048
 MEMORY_ALONE = 31
 REFUSALS_PER_S = 400
 MAX_HOLD_S = 0.25
@@ -73,6 +80,49 @@ class Visit:
     alone: bool
 
 
+class AnswerTime:
+    """Seconds that the server is busy for each whole answer, of about the last `memory` leaves."""
+
+    def __init__(self, memory: int) -> None:
+        self._keep = 1 - 1 / memory
+        self._busy_s = 0.0
+        self._answers = 0.0
+
+    def busy(self, seconds: float) -> None:
+        self._busy_s += seconds
+
+    def left(self, answered: bool) -> None:
+        self._answers = (self._answers + answered) * self._keep
+        self._busy_s *= self._keep
+
+    @property
+    def seconds(self) -> float:
+        """0 while nothing was answered."""
+        return self._busy_s / self._answers if self._answers else 0.0
+
+
+class Rush:
+    """Whether more come than could be answered: a cumulative sum over arrivals."""
+
+    _FALLS = (RUSH - 1) / math.log(RUSH)
+    """Per answer's time; each arrival adds one. Poisson arrivals of 1 and of RUSH in that time are
+    equally likely at this pace."""
+
+    def __init__(self, now: float) -> None:
+        self._sum = 0.0
+        self._last = now
+
+    def arrived(self, now: float, answer_s: float) -> None:
+        """One more is there; `answer_s`: seconds that an answer takes of the server, usually."""
+        fallen = self._FALLS * (now - self._last) / answer_s if answer_s else self._sum
+        self._sum = min(max(0.0, self._sum - fallen) + 1, 2 * RUSH_AT)
+        self._last = now
+
+    @property
+    def on(self) -> bool:
+        return self._sum > RUSH_AT
+
+
 class SearchLimit:
     """The limit N of searches inside. Used on one event loop."""
 
@@ -87,24 +137,25 @@ class SearchLimit:
         self._alone_s: deque[float] = deque(maxlen=MEMORY_ALONE)
         self._typical_s = 0.0
         self._last = 0.0
-        self._busy_s = 0.0
-        self._answers = 0.0
+        self._each, self._usually_each = AnswerTime(MEMORY_ANSWERS), AnswerTime(MEMORY_USUAL)
         self._taught = 0
         self._ease = 1.0
         self._spare_s, self._spared = CROWD_S, clock()
+        self._rush = Rush(clock())
 
     @property
     def limit(self) -> int:
         """How many searches may be inside."""
-        if not self._typical_s or not self._busy_s:
+        each_s = self._each.seconds
+        if not self._typical_s or not each_s:
             return min(FIRST_LIMIT, self._most)
-        target_s = max(self._patience * self._typical_s, SOON_S)
-        allowed = target_s * self._answers / self._busy_s * self._ease
         least = MIN_LIMIT if self._taught >= ENOUGH_ANSWERS else FIRST_LIMIT
+        allowed = self._target_s / each_s * self._ease
         return min(max(least, round(allowed)), self._most)
 
     def enter(self) -> Visit | None:
         """A place inside, or None when there is none."""
+        self._rush.arrived(self._clock(), self._usual_s)
         if self.inside >= self.limit and not self._may_crowd():
             return None
         visit = Visit(self._advance(), alone=not self.inside)
@@ -123,9 +174,8 @@ class SearchLimit:
         self.inside -= 1
         if self._lone is visit:
             self._lone = None
-        keep = 1 - 1 / MEMORY_ANSWERS
-        self._answers = (self._answers + answered) * keep
-        self._busy_s *= keep
+        self._each.left(answered)
+        self._usually_each.left(answered)
         self._taught += answered or late
         if answered:
             self._ease = min(1.0, self._ease * EASE_UP)
@@ -135,15 +185,27 @@ class SearchLimit:
             self._alone_s.append(now - visit.entered)
             self._typical_s = median(self._alone_s)
 
+    @property
+    def _target_s(self) -> float:
+        """What a search may take."""
+        return max(self._patience * self._typical_s, SOON_S)
+
+    @property
+    def _usual_s(self) -> float:
+        """What an answer takes where this is not a slow moment."""
+        return min(self._usually_each.seconds, self._each.seconds)
+
     def _may_crowd(self) -> bool:
         """Whether one more may come though the limit is reached; it is charged for that."""
         now = self._clock()
-        earned_s = (now - self._spared) * CROWD_S / CROWD_REST_S
+        earned_s = 0.0 if self._rush.on else (now - self._spared) * CROWD_S / CROWD_REST_S
         self._spare_s, self._spared = min(CROWD_S, self._spare_s + earned_s), now
-        if self._taught < ENOUGH_ANSWERS or not self._answers or self._ease < 1:
+        each_s = self._each.seconds
+        if self._taught < ENOUGH_ANSWERS or not each_s or self._ease < 1 or self._rush.on:
             return False
-        each_s = self._busy_s / self._answers
-        if self.inside >= min(CROWD * self.limit, self._most) or each_s > self._spare_s:
+        # As many as usually: where nothing is answered for a moment, N has fallen.
+        most = min(round(CROWD * self._target_s / self._usual_s), self._most)
+        if self.inside >= most or each_s > self._spare_s:
             return False
         self._spare_s -= each_s
         return True
@@ -151,7 +213,8 @@ class SearchLimit:
     def _advance(self) -> float:
         now = self._clock()
         if self.inside:
-            self._busy_s += now - self._last
+            self._each.busy(now - self._last)
+            self._usually_each.busy(now - self._last)
         self._last = now
         return now
 

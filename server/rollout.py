@@ -240,6 +240,10 @@ class Rollout:
 
     async def _follow_champion(self) -> None:
         state = await asyncio.to_thread(self.registry.aliases)
+        if state.damaged and state.revision <= self._aliases.revision:
+            # What was known before is no decision to go back to it.
+            self._check_not_taken_back(state)
+            raise ArtifactError(f"{state.damaged[0]}; {self._live.version} serves on")
         if state.revision != self._aliases.revision:
             self._retry.reset()
             self._challenger_retry.reset()
@@ -254,14 +258,20 @@ class Rollout:
             target = self._aliases.champion
             if target is None:
                 raise ArtifactError("the registry has no champion")
-            if self._guard.took_back(target, self._aliases.revision):
-                raise ArtifactError(f"{target} was taken back; promote it to have it served again")
+            self._check_not_taken_back(self._aliases)
             if target != self._live.version:
                 await self._switch(target, None)
             elif not self._pipeline.has_weights:
                 await self._replacement().refill()
             self._problem = ""
             self._retry.reset()
+
+    def _check_not_taken_back(self, state: Aliases) -> None:
+        target = state.champion
+        if target is not None and self._guard.took_back(target, state.revision):
+            damaged = "".join(f"; {problem}" for problem in state.damaged)
+            reason = f"{target} was taken back; promote it to have it served again{damaged}"
+            raise ArtifactError(reason)
 
     async def _follow_challenger(self) -> None:
         wanted = self._challenger.wanted(self._aliases, self._live.version)

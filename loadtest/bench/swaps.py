@@ -2,10 +2,10 @@
 
 A server follows a registry of three generations (`loadtest.bench.swap_stock`). First each is live
 for a moment, and its answers to all queries are kept. Then the sustainable load is found: a large
-one at which, for a minute, all are answered, none refused, and 99 % of them within a quarter of a
-second (vLLM: twenty seconds, one second). At 80 % of it the admin API promotes and rolls back, in
-turns that visit every pair: other weights, another snapshot, and back. Every answer is checked
-against the generation that it names.
+one at which, for two minutes, all are answered, none refused, and 99 % of them within a quarter of
+a second (vLLM: twenty seconds, one second). At 80 % of it the admin API promotes and rolls back, in
+turns that visit every pair alike: other weights, another snapshot, and back. Every answer is
+checked against the generation that it names.
 
 Tables: `native`, ten minutes with 20 promotions and 5 rollbacks; `vllm`, 5 swaps of the weights in
 an engine that holds one set of them (only where vLLM is installed). What their rows say is told in
@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,22 +29,10 @@ import orjson
 
 from index.errors import OnesearchError
 from loadtest.bench.load import Ended, Tally, offer, post
-from loadtest.bench.overload import (
-    BOUND_S,
-    LEAST_RATE,
-    PAUSE_S,
-    QUICK,
-    WARM_UP_RATE,
-    WARM_UP_S,
-    demo_pair,
-    in_loop,
-    is_carried,
-    queries_of,
-    running,
-    sustainable_rate,
-)
-from loadtest.bench.overload import Plan as SearchPlan
+from loadtest.bench.overload import PAUSE_S, WARM_UP_S, demo_pair, in_loop, queries_of, running
 from loadtest.bench.report import Row
+from loadtest.bench.sustainable import BOUND_S, LESS, QUICK, WARM_UP_RATE, lasting_rate
+from loadtest.bench.sustainable import Plan as SearchPlan
 from loadtest.bench.swap_record import ENDED_WELL, ROUND, Record, Swap, table_of
 from loadtest.bench.swap_stock import Judge, Stock, make_stock
 
@@ -56,28 +45,25 @@ REFUSED_SHARE = 0.0
 
 
 class Plan(NamedTuple):
-    """How long, and how many changes of the champion, rollbacks included. `lasts`: seconds, in
-    turn, that the sustainable rate has to hold; `bound_s`: of 99 % of its answers; `first`: the
-    rate that the search begins with; `less`: of one that did not last, what is tried next;
-    `queries`: different ones."""
+    """How long, and how many changes of the champion, rollbacks included. `search`: for the
+    sustainable rate; `bound_s`: of 99 % of its answers; `first`: the rate that the search begins
+    with; `less`: of one that did not last, what is tried next; `queries`: different ones."""
 
     seconds: float
     changes: int
     search: SearchPlan
-    lasts: tuple[float, ...]
     bound_s: float = BOUND_S
     first: float = WARM_UP_RATE
-    less: float = 0.93
+    less: float = LESS
     queries: int = 60
 
 
-_NATIVE = Plan(600.0, 25, SEARCH, (15.0, 60.0))
+_NATIVE = Plan(600.0, 25, SEARCH._replace(lasts=(15.0, 60.0, 60.0)))
 # Everything in five minutes, of which vLLM takes one to start.
 _VLLM = Plan(
     50.0,
     5,
-    SEARCH._replace(steps=1),
-    (20.0,),
+    SEARCH._replace(steps=1, lasts=(20.0,)),
     bound_s=1.0,
     first=2.0,
     less=0.75,
@@ -85,7 +71,9 @@ _VLLM = Plan(
 )
 PLANS = {
     ("native", False): _NATIVE,
-    ("native", True): _NATIVE._replace(seconds=40.0, changes=5, lasts=(15.0,)),
+    ("native", True): _NATIVE._replace(
+        seconds=40.0, changes=5, search=SEARCH._replace(lasts=(15.0,))
+    ),
     ("vllm", False): _VLLM,
     ("vllm", True): _VLLM._replace(seconds=40.0),
 }
@@ -165,7 +153,9 @@ async def _measure(
             await asyncio.sleep(PAUSE_S)
             return await offer(port, every, rate=rate, seconds=seconds, random=random)
 
-        rate = LOAD * await lasting_rate(at, plan)
+        rate = LOAD * await lasting_rate(
+            at, plan.search, REFUSED_SHARE, plan.bound_s, plan.first, plan.less
+        )
         record = Record()
         seen = _watcher(record, judge)
         async with asyncio.TaskGroup() as group:
@@ -174,22 +164,6 @@ async def _measure(
                 offer(port, every, rate=rate, seconds=plan.seconds, random=random, seen=seen)
             )
     return record, rate
-
-
-async def lasting_rate(at: Callable[[float, float], Awaitable[Tally]], plan: Plan) -> float:
-    """The rate that short runs find, lowered until it also holds for longer: for some seconds a
-    server lets a crowd in that it could not go on answering. Raises OnesearchError where none
-    does."""
-    rate = await sustainable_rate(at, plan.search, REFUSED_SHARE, plan.bound_s, plan.first)
-    left = list(plan.lasts)
-    while left:
-        if is_carried(await at(rate, left[0]), REFUSED_SHARE, plan.bound_s):
-            left.pop(0)
-            continue
-        rate *= plan.less
-        if rate < LEAST_RATE:
-            raise OnesearchError("no rate of requests is answered without a refusal for long")
-    return rate
 
 
 def _watcher(record: Record, judge: Judge) -> Callable[[Ended], None]:
@@ -223,19 +197,15 @@ async def _swap(
 ) -> None:
     """Change the champion at even distances, the first after half of one."""
     started, every = time.perf_counter(), plan.seconds / plan.changes
-    champion, previous = stock.first, stock.versions[-1]
-    for number in range(plan.changes):
+    champion = stock.first
+    for number, (rolls_back, target) in enumerate(turns(stock.versions, plan.changes)):
         due = started + every * (number + 0.5)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         facts = await _get(client, "/admin/generations")
         in_memory = {one["version"] for one in facts["loaded"]}
         memory_mb = _memory_mb(process)
-        rolls_back = number % ROUND == ROUND - 1
-        if rolls_back:
-            target, path = previous, f"/admin/generations/{champion}:rollback"
-        else:
-            target = _next(stock.versions, champion, number)
-            path = f"/admin/generations/{target}:promote"
+        change = f"{champion}:rollback" if rolls_back else f"{target}:promote"
+        path = f"/admin/generations/{change}"
         begun = time.perf_counter()
         facts = await _post(client, path)
         ended = time.perf_counter()
@@ -251,13 +221,23 @@ async def _swap(
                 memory_mb,
             )
         )
+        champion = target
+
+
+def turns(versions: Sequence[str], changes: int) -> list[tuple[bool, str]]:
+    """Whether a change is a rollback, and whom it makes champion. The first version is champion,
+    the last was it before. Each promotion is the one of those possible that was made least."""
+    champion, previous = versions[0], versions[-1]
+    made = Counter[tuple[str, str]]()
+    found: list[tuple[bool, str]] = []
+    for number in range(changes):
+        rolls_back = number % ROUND == ROUND - 1
+        others = [version for version in versions if version != champion]
+        target = previous if rolls_back else min(others, key=lambda one: made[champion, one])
+        made[champion, target] += 1
+        found.append((rolls_back, target))
         champion, previous = target, champion
-
-
-def _next(versions: Sequence[str], champion: str, number: int) -> str:
-    """The next of the others, each in its turn."""
-    others = [version for version in versions if version != champion]
-    return others[number % len(others)]
+    return found
 
 
 async def _post(client: httpx.AsyncClient, path: str, body: Any = None) -> dict[str, Any]:

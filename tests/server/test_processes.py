@@ -26,8 +26,11 @@ def samples(registry: Any) -> dict[tuple[str, str], float]:
 
 def test_a_process_and_those_that_it_started():
     registry = CollectorRegistry()
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
     try:
+        assert child.stdout.readline(), "it has started"
         registry.register(ProcessCollector("gateway", lambda: {"writer": [child.pid]}))
         seen = samples(registry)
         for name in ("gateway", "writer"):

@@ -285,6 +285,45 @@ def test_a_champion_that_cannot_be_loaded_is_not_served_and_the_server_says_why(
     assert live(client)["problem"] == ""
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_aliases_that_cannot_be_read_change_nothing_and_are_named(
+    published: Any,
+    follow: Callable[..., httpx.Client],
+    monkeypatch: pytest.MonkeyPatch,
+    seen: bool,
+):
+    """Whether the server had followed the state whose file is damaged, or never saw it."""
+    monkeypatch.setattr("server.rollout_retry.RETRY_S", 0.2)
+    client, registry = follow(), published.registry
+    served = published.second if seen else published.first
+    if seen:
+        assert ask(client, published.second, "promote").status_code == 200
+        newest = max(registry.alias_history.revisions())
+    else:
+        newest = max(registry.alias_history.revisions()) + 1
+    file = registry.path / "aliases" / f"{newest:08}.json"
+    whole = file.read_bytes() if seen else b""
+    file.write_bytes(whole[: len(whole) // 2])
+    until(lambda: file.name in live(client)["problem"])
+    assert live(client)["version"] == served
+    assert str(registry.path) not in live(client)["problem"]
+    assert client.post("/v1/search", json=QUERY).status_code == 200
+    # The next promotion writes a state that can be read.
+    assert ask(client, published.foreign, "promote").status_code == 200
+    until(lambda: not live(client)["problem"])
+    assert live(client)["version"] == published.foreign
+    if seen:
+        # Mended, not replaced.
+        newer = max(registry.alias_history.revisions())
+        file = registry.path / "aliases" / f"{newer:08}.json"
+        whole = file.read_bytes()
+        file.write_bytes(b"")
+        until(lambda: file.name in live(client)["problem"])
+        file.write_bytes(whole)
+        until(lambda: not live(client)["problem"])
+        assert live(client)["version"] == published.foreign
+
+
 def test_a_restart_comes_up_on_the_champion_or_on_previous_and_says_so(
     published: Any, follow: Callable[..., httpx.Client]
 ):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from index.errors import OnesearchError
-from loadtest.bench import overload
+from loadtest.bench import overload, sustainable
 from loadtest.bench.load import Ended, Tally
-from loadtest.bench.overload import FULL, LOADS, QUICK, Plan, Server
+from loadtest.bench.overload import LOADS, Server
+from loadtest.bench.sustainable import FULL, QUICK, Plan
 
 CAPACITY = 150.0
 
@@ -29,7 +30,7 @@ def test_the_sustainable_load_is_found(plan: Plan):
     async def at(rate: float, seconds: float) -> Tally:
         return tally(rate, seconds)
 
-    found = asyncio.run(overload.sustainable_rate(at, plan))
+    found = asyncio.run(sustainable.sustainable_rate(at, plan))
     assert found == pytest.approx(CAPACITY, rel=0.05)
 
 
@@ -44,28 +45,28 @@ def test_a_server_that_carries_little_is_not_given_more(capacity: float):
             found.add("200" if rate <= capacity else "503", 0.05)
         return found
 
-    found = asyncio.run(overload.sustainable_rate(at, QUICK, refused_share=0))
+    found = asyncio.run(sustainable.sustainable_rate(at, QUICK, refused_share=0))
     assert found in tried
     assert capacity / 1.1 <= found <= capacity
     capacity = 0
     with pytest.raises(OnesearchError, match="does not carry"):
-        asyncio.run(overload.sustainable_rate(at, QUICK))
+        asyncio.run(sustainable.sustainable_rate(at, QUICK))
 
 
 def test_a_load_that_is_answered_late_or_degraded_is_not_sustained():
     slow = Tally(seconds=1, offered=1000)
     for _ in range(1000):
         slow.add("200", 0.3)
-    assert not overload.is_carried(slow)
+    assert not sustainable.is_carried(slow)
     degraded = Tally(seconds=1, offered=1000)
     for number in range(1000):
         degraded.add("degraded" if number < 20 else "200", 0.05)
-    assert not overload.is_carried(degraded)
+    assert not sustainable.is_carried(degraded)
     one = Tally(seconds=1, offered=1000)
     for number in range(1000):
         one.add("503" if number == 0 else "200", 0.05)
-    assert overload.is_carried(one)
-    assert not overload.is_carried(one, refused_share=0)
+    assert sustainable.is_carried(one)
+    assert not sustainable.is_carried(one, refused_share=0)
 
 
 def test_rows_compare_each_load_with_eighty_percent(monkeypatch: pytest.MonkeyPatch):

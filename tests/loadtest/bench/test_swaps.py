@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from loadtest.bench import swaps
 from loadtest.bench.load import Tally
+from loadtest.bench.sustainable import lasting_rate
 from loadtest.bench.swap_record import Record, Swap, slope_of, table_of
 from loadtest.bench.swap_stock import Judge, Stock
 
@@ -80,19 +82,27 @@ def test_the_rate_is_one_that_lasts():
         return found
 
     plan = swaps.PLANS["native", False]
-    rate = asyncio.run(swaps.lasting_rate(at, plan))
+    rate = asyncio.run(lasting_rate(at, plan.search, swaps.REFUSED_SHARE, plan.bound_s, plan.first))
     assert 100 * plan.less <= rate <= 100
-    assert [one for one in tried if one[0] == rate] == [(rate, 15.0), (rate, 60.0)]
+    assert [one for one in tried if one[0] == rate] == [
+        (rate, lasts) for lasts in plan.search.lasts
+    ]
 
 
-def test_every_pair_is_visited_and_the_target_is_never_the_champion():
-    versions, champion, visited = ["1", "2", "3"], "1", set[tuple[str, str]]()
-    for number in range(20):
-        target = swaps._next(versions, champion, number)
-        visited.add((champion, target))
-        champion = target
-    assert all(one != other for one, other in visited)
-    assert len(visited) >= 4
+def test_every_pair_is_visited_alike_and_the_target_is_never_the_champion():
+    champion, previous = "1", "3"
+    visited, rolled_back = Counter[tuple[str, str]](), set[tuple[str, str]]()
+    for rolls_back, target in swaps.turns(["1", "2", "3"], 25):
+        assert target != champion
+        assert target == previous or not rolls_back
+        visited[champion, target] += 1
+        if rolls_back:
+            rolled_back.add((champion, target))
+        champion, previous = target, champion
+    assert len(visited) == 6
+    assert max(visited.values()) - min(visited.values()) <= 2
+    assert len(rolled_back) >= 3
+    assert [rolls_back for rolls_back, _ in swaps.turns(["1", "2"], 25)].count(True) == 5
 
 
 def test_rows_tell_what_was_not_whole():
