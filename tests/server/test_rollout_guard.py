@@ -14,6 +14,7 @@ import pytest
 from models.registry import promotion
 from models.registry.aliases import Aliases
 from models.registry.canary import start_canary
+from models.registry.registry import Registry
 from server.figures import Figures, Sample, Seen
 from server.logs import make_logger
 from server.pipeline import Pipeline
@@ -73,6 +74,14 @@ def until_searched(
             searches(client, at_once)
 
 
+def until_judged(registry: Registry) -> None:
+    """The aliases move first, and what the verdict was is written after."""
+    ends = time.monotonic() + 60
+    while registry.events()[-1]["what"] != "verdict":
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
 def test_a_failing_generation_is_rolled_back_once_by_several_servers_and_stays_so(
     published: Any, follow: Callable[..., httpx.Client], spoil: Spoil
 ):
@@ -88,6 +97,7 @@ def test_a_failing_generation_is_rolled_back_once_by_several_servers_and_stays_s
     until_searched(
         clients, lambda: {generation(one)["version"] for one in clients} == {published.first}
     )
+    until_judged(registry)
     done = [event for event in registry.events() if event["what"] in ("rollback", "verdict")]
     assert [event["what"] for event in done] == ["rollback", "verdict"]
     assert "by itself" in done[0]["who"]
@@ -128,6 +138,7 @@ def test_a_slow_canary_is_stopped(
     start_canary(registry, published.second, 0.25)
     until_searched([client], lambda: generation(client).get("canary", {}).get("served", False), 1)
     until_searched([client], lambda: registry.aliases().canary is None, 80)
+    until_judged(registry)
     done = [event for event in registry.events() if event["what"] in ("canary-stop", "verdict")]
     assert [event["what"] for event in done] == ["canary-stop", "verdict"]
     assert [done[1]["rule"], done[1]["action"]] == ["slow", "canary-stop"]
@@ -176,6 +187,7 @@ def test_a_server_that_is_started_again_goes_on_judging(
     assert 0 < trial["seconds_left"] < 300
     spoil(published.second, fail)
     until_searched([again], lambda: registry.aliases().champion == published.first)
+    until_judged(registry)
     done = [event["what"] for event in registry.events()][-2:]
     assert done == ["rollback", "verdict"]
     # What a rollback led to is not on trial.
