@@ -74,7 +74,7 @@ class Rollout:
         live = Loaded(choice.record, pipeline.live, registered.lease)
         self._places = Places(live, self._loading)
         self._aliases = self.registry.aliases()
-        self._turn = asyncio.Lock()
+        self._reads, self._turn = True, asyncio.Lock()
         self._promotions = self._refusals = 0
         self._problem, self._retry, self._challenger_retry = "", Retry(), Retry()
         self._guard = Guard(self.registry, pipeline.figures, settings, log, self.told)
@@ -142,6 +142,7 @@ class Rollout:
         champion = UNCHANGED if expected is None else expected
         decide = partial(promotion.promote, self.registry, version, expected=champion, by=by)
         async with self._turn:
+            await self._loading.verify_loaded(version, self._places.loaded)
             await self._switch(version, partial(decide, verify=False))
 
     async def roll_back(self, version: str, by: Provenance) -> None:
@@ -239,11 +240,7 @@ class Rollout:
         self._loading.close()
 
     async def _follow_champion(self) -> None:
-        state = await asyncio.to_thread(self.registry.aliases)
-        if state.damaged and state.revision <= self._aliases.revision:
-            # What was known before is no decision to go back to it.
-            self._check_not_taken_back(state)
-            raise ArtifactError(f"{state.damaged[0]}; {self._live.version} serves on")
+        state = await self._read_aliases()
         if state.revision != self._aliases.revision:
             self._retry.reset()
             self._challenger_retry.reset()
@@ -254,7 +251,7 @@ class Rollout:
             # Known is not served: others may promote while this server loads its first generation.
             return
         async with self._turn:
-            self._aliases = await asyncio.to_thread(self.registry.aliases)
+            self._aliases = await self._read_aliases()
             target = self._aliases.champion
             if target is None:
                 raise ArtifactError("the registry has no champion")
@@ -265,6 +262,28 @@ class Rollout:
                 await self._replacement().refill()
             self._problem = ""
             self._retry.reset()
+
+    async def _read_aliases(self) -> Aliases:
+        """Raises ArtifactError where it is not known what was decided last: what was known before
+        is no decision to go back to it."""
+        known = self._aliases.revision
+        try:
+            state = await asyncio.to_thread(self.registry.aliases)
+            if state.revision < known and not self.registry.exists:
+                raise ArtifactError(
+                    f"the registry's folder is gone; put it back. {self._live.version} serves on"
+                )
+            if state.damaged and state.revision <= known:
+                self._check_not_taken_back(state)
+                raise ArtifactError(f"{state.damaged[0]}; {self._live.version} serves on")
+        except ArtifactError:
+            self._reads = False
+            raise
+        if not self._reads:
+            # What was mended is seen at once.
+            self._reads = True
+            self._retry.reset()
+        return state
 
     def _check_not_taken_back(self, state: Aliases) -> None:
         target = state.champion

@@ -14,7 +14,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -107,6 +107,11 @@ class Loading:
             raise ArtifactError(
                 f"generation {version} could not be loaded: {type(error).__name__}: {error}"
             ) from error
+
+    async def verify_loaded(self, version: str, loaded: Sequence[Loaded]) -> None:
+        """Read again on the disk what a generation has in memory already, so that `load` does not:
+        a champion is what a restart can serve. Raises ArtifactError naming the file."""
+        await self._in_the_background(lambda: self._verify_loaded(version, loaded))
 
     async def golden(self, generation: Generation, *, beside: bool = True) -> Golden:
         """Ask the golden queries; `beside` searches, or while these wait. Raises ArtifactError."""
@@ -232,6 +237,15 @@ class Loading:
         self._registry.snapshots.check(record.pairing.snapshot, hashes=hashes and not known)
         self._registry.checkpoints.check(record.pairing.checkpoint, hashes=hashes)
         return record
+
+    def _verify_loaded(self, version: str, loaded: Sequence[Loaded]) -> None:
+        hashes, registry = self._settings.verify, self._registry
+        pairing = registry.record(version).pairing
+        known = [one.record.pairing for one in loaded]
+        if pairing.snapshot in {one.snapshot for one in known}:
+            registry.snapshots.check(pairing.snapshot, hashes=hashes)
+        if pairing.checkpoint in {one.checkpoint for one in known}:
+            registry.checkpoints.check(pairing.checkpoint, hashes=hashes)
 
     def _settings_like(self, record: GenerationRecord) -> Settings:
         """To open one with: "auto" is what the first one is computed in."""

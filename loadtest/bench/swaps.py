@@ -8,8 +8,8 @@ turns that visit every pair alike: other weights, another snapshot, and back. Ev
 checked against the generation that it names.
 
 Tables: `native`, ten minutes with 20 promotions and 5 rollbacks; `vllm`, 5 swaps of the weights in
-an engine that holds one set of them (only where vLLM is installed). What their rows say is told in
-`loadtest.bench.swap_record`.
+an engine that holds one set of them (only where vLLM is installed); what their rows say is told in
+`loadtest.bench.swap_record`. `replicas`: three servers that follow (`loadtest.bench.replicas`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import orjson
 from index.errors import OnesearchError
 from loadtest.bench.load import Ended, Tally, offer, post
 from loadtest.bench.overload import PAUSE_S, WARM_UP_S, demo_pair, in_loop, queries_of, running
+from loadtest.bench.replicas import measure as measure_replicas
 from loadtest.bench.report import Row
 from loadtest.bench.sustainable import BOUND_S, LESS, QUICK, WARM_UP_RATE, lasting_rate
 from loadtest.bench.sustainable import Plan as SearchPlan
@@ -86,7 +87,7 @@ def rows(
     found = _run("native", quick, snapshot, checkpoint)
     if find_spec("vllm") is not None:
         found += _run("vllm", quick, snapshot, checkpoint)
-    return found
+    return found + _replicas(quick, snapshot, checkpoint)
 
 
 def native(quick: bool = False) -> list[Row]:
@@ -103,7 +104,21 @@ def vllm(quick: bool = False) -> list[Row]:
     return _run("vllm", quick, None, None)
 
 
-TABLES = {"native": native, "vllm": vllm}
+def replicas(quick: bool = False) -> list[Row]:
+    """How long after a decision the last of three servers serves it, with Redis and without."""
+    return _replicas(quick, None, None)
+
+
+TABLES = {"native": native, "vllm": vllm, "replicas": replicas}
+
+
+def _replicas(quick: bool, snapshot: Path | None, checkpoint: Path | None) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="onesearch-swaps-") as name:
+        folder = Path(name)
+        if snapshot is None or checkpoint is None:
+            snapshot, checkpoint = demo_pair(folder)
+        stock = make_stock(folder, snapshot, checkpoint, other=True)
+        return measure_replicas(stock, folder, quick)
 
 
 def _run(engine: str, quick: bool, snapshot: Path | None, checkpoint: Path | None) -> list[Row]:

@@ -7,7 +7,9 @@ of ours does.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -101,4 +103,9 @@ class TaskiqPeer:
         return sum([int(await self._redis.command("XLEN", stream)) for stream in (LIVE, WARM)])
 
     async def close(self) -> None:
+        """End its connections."""
         await self._broker.shutdown()
+        with warnings.catch_warnings():
+            # A listener that is cancelled while it acknowledges leaves a pipeline open.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()

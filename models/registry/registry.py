@@ -150,6 +150,8 @@ class Registry:
             return found[0]
         if found:
             raise ConfigError(f"{name!r} may be any of {', '.join(sorted(found))}")
+        if not self.exists:
+            raise ConfigError(f"there is no registry at {self.path}")
         there = ", ".join(sorted(known)) or "none"
         raise ConfigError(f"there is no generation {name!r} in {self.path}; there are: {there}")
 

@@ -293,7 +293,8 @@ def test_aliases_that_cannot_be_read_change_nothing_and_are_named(
     seen: bool,
 ):
     """Whether the server had followed the state whose file is damaged, or never saw it."""
-    monkeypatch.setattr("server.rollout_retry.RETRY_S", 0.2)
+    # What is mended is seen without waiting for another try.
+    monkeypatch.setattr("server.rollout_retry.RETRY_S", 10 * PATIENCE_S)
     client, registry = follow(), published.registry
     served = published.second if seen else published.first
     if seen:
@@ -322,6 +323,46 @@ def test_aliases_that_cannot_be_read_change_nothing_and_are_named(
         file.write_bytes(whole)
         until(lambda: not live(client)["problem"])
         assert live(client)["version"] == published.foreign
+
+
+def test_a_registry_that_is_gone_is_named_until_it_is_back(
+    published: Any, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("server.rollout_retry.RETRY_S", 10 * PATIENCE_S)
+    client, path = follow(), published.registry.path
+    away = path.rename(path.with_name("away"))
+    until(lambda: "folder is gone" in live(client)["problem"])
+    assert live(client)["version"] == published.first
+    assert str(path) not in live(client)["problem"]
+    assert client.post("/v1/search", json=QUERY).status_code == 200
+    assert ask(client, published.second, "promote").status_code >= 400
+    if path.exists():
+        path.rmdir()
+    away.rename(path)
+    until(lambda: not live(client)["problem"])
+    assert ask(client, published.second, "promote").status_code == 200
+    assert live(client)["version"] == published.second
+
+
+@pytest.mark.parametrize("part", ["snapshot", "checkpoint"])
+def test_what_was_damaged_on_the_disk_after_it_was_loaded_is_not_promoted(
+    published: Any, follow: Callable[..., httpx.Client], part: str
+):
+    client, registry = follow(), published.registry
+    assert ask(client, published.second, "load").status_code == 200
+    snapshot, checkpoint = registry.paths(registry.record(published.second))
+    directory = {"snapshot": snapshot, "checkpoint": checkpoint}[part]
+    file = max(
+        (one for one in directory.rglob("*") if one.is_file() and one.name != "manifest.json"),
+        key=lambda one: one.stat().st_size,
+    )
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused = ask(client, published.second, "promote")
+    assert [refused.status_code, file.name in refused.text] == [409, True]
+    assert live(client)["version"] == registry.aliases().champion == published.first
+    file.write_bytes(whole)
+    assert ask(client, published.second, "promote").status_code == 200
 
 
 def test_a_restart_comes_up_on_the_champion_or_on_previous_and_says_so(

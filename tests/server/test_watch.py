@@ -32,7 +32,8 @@ from server.rollout import start_rollout
 from server.settings import Settings
 from server.watch import Watch
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
+"""Longer than three servers take that compile at once."""
 QUERY = {"query": "red oak desk", "limit": 5}
 START = "from server.cli.main import run; run()"
 
