@@ -24,20 +24,19 @@ from loadtest.bench.swap_stock import BY, Stock
 from models.registry import promotion
 from models.registry.registry import Registry
 from server.redis.announcements import announce_once
-from server.redis.embedded import EmbeddedServer
+from server.redis.embedded import EmbeddedServer, answers, socket_of
 from server.settings import load
 
 REPLICAS = 3
 LOOK_S = 0.005
 LONGEST_S = 60.0
-CHANGES, QUICK_CHANGES = 20, 4
-ROUND = 4
-"""Three promotions, then a rollback."""
+Turns = Sequence[tuple[bool, str]]
 
 
-def measure(stock: Stock, folder: Path, quick: bool) -> list[Row]:
-    """A row for each way on which servers learn of a decision, and each kind of decision."""
-    changes, table = QUICK_CHANGES if quick else CHANGES, list[Row]()
+def measure(stock: Stock, folder: Path, turns: Turns) -> list[Row]:
+    """A row for each way on which servers learn of a decision, and each kind of decision. `turns`:
+    whether each is a rollback, and whom it makes champion."""
+    table: list[Row] = []
     redis = EmbeddedServer(folder / "redis")
     redis.start()
     with ExitStack() as stack:
@@ -56,9 +55,13 @@ def measure(stock: Stock, folder: Path, quick: bool) -> list[Row]:
             place = folder / f"replica-{number}"
             place.mkdir()
             ports.append(stack.enter_context(running([], place, own))[0])
-        table += _rows("announced", _converge(stock, ports, changes, redis.url))
+        table += _rows("announced", _converge(stock, ports, turns, redis.url))
         redis.stop()
-        table += _rows("Redis away", _converge(stock, ports, changes, redis.url))
+        if answers(socket_of(folder / "redis")):
+            raise OnesearchError(
+                "Redis is there still, so nothing can be said of how it is without"
+            )
+        table += _rows("Redis away", _converge(stock, ports, turns, redis.url))
     return table
 
 
@@ -79,22 +82,25 @@ def _rows(way: str, seconds: dict[str, list[float]]) -> list[Row]:
 
 
 def _converge(
-    stock: Stock, ports: Sequence[int], changes: int, redis_url: str
+    stock: Stock, ports: Sequence[int], turns: Turns, redis_url: str
 ) -> dict[str, list[float]]:
     """Seconds until the last server serves it, by kind of decision."""
     registry = Registry(stock.path)
     settings = load(redis_url=redis_url)
+    random = np.random.default_rng(4)
     found: dict[str, list[float]] = {"promotion": [], "rollback": []}
     with ExitStack() as stack:
         clients = [
             stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10))
             for port in ports
         ]
-        versions = stock.versions
-        for number in range(changes):
-            champion, rolls_back = registry.aliases().champion, number % ROUND == ROUND - 1
-            others = [one for one in versions if one != champion]
-            target = others[number % len(others)]
+        # As `turns` has it: the first is champion, the last was before it.
+        for version in (stock.versions[-1], stock.first):
+            promotion.promote(registry, version, verify=False, by=BY)
+            _wait_for(clients, version)
+        for rolls_back, target in turns:
+            # Not in step with how often they look.
+            time.sleep(float(random.uniform(1.0, 1.5)))
             began = time.perf_counter()
             if rolls_back:
                 state = promotion.rollback(registry, verify=False, by=BY)
@@ -105,7 +111,6 @@ def _converge(
                 asyncio.run(announce_once(settings, state))
             _wait_for(clients, state.champion)
             found["rollback" if rolls_back else "promotion"].append(time.perf_counter() - began)
-            time.sleep(1.0)
     return found
 
 

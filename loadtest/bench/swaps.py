@@ -118,7 +118,8 @@ def _replicas(quick: bool, snapshot: Path | None, checkpoint: Path | None) -> li
         if snapshot is None or checkpoint is None:
             snapshot, checkpoint = demo_pair(folder)
         stock = make_stock(folder, snapshot, checkpoint, other=True)
-        return measure_replicas(stock, folder, quick)
+        changes = PLANS["native", quick].changes
+        return measure_replicas(stock, folder, turns(stock.versions, changes))
 
 
 def _run(engine: str, quick: bool, snapshot: Path | None, checkpoint: Path | None) -> list[Row]:
