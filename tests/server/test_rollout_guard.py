@@ -142,7 +142,9 @@ def test_a_slow_canary_is_stopped(
     done = [event for event in registry.events() if event["what"] in ("canary-stop", "verdict")]
     assert [event["what"] for event in done] == ["canary-stop", "verdict"]
     assert [done[1]["rule"], done[1]["action"]] == ["slow", "canary-stop"]
-    assert done[1]["limit_ms"] < SLOW_S * 1000
+    # What is slow is measured at the champion, which a busy machine makes slow too.
+    assert done[1]["limit_ms"] > 0
+    assert done[1]["share"] > done[1]["allowed"] > done[1]["before"]
     state = registry.aliases()
     assert [state.champion, state.challenger] == [published.first, published.second]
     until_searched([client], lambda: "canary" not in generation(client), 1)
