@@ -115,7 +115,7 @@ class Rollout:
     @property
     def last_change_ms(self) -> Mapping[str, float]:
         """Parts of the last change of what is served: verify, open, golden, warm_up, decide, flip;
-        the first three are missing for what was in memory."""
+        "open" and "golden" are missing for what was in memory."""
         return self._laps.parts_ms
 
     def arms(self) -> Mapping[tuple[str, Outcome], int]:
@@ -142,8 +142,7 @@ class Rollout:
         champion = UNCHANGED if expected is None else expected
         decide = partial(promotion.promote, self.registry, version, expected=champion, by=by)
         async with self._turn:
-            await self._loading.verify_loaded(version, self._places.loaded)
-            await self._switch(version, partial(decide, verify=False))
+            await self._switch(version, partial(decide, verify=False), again=True)
 
     async def roll_back(self, version: str, by: Provenance) -> None:
         """Go from `version`, the champion, back to the one before it. Errors as of `promote`."""
@@ -338,10 +337,18 @@ class Rollout:
         self._log.info("generation loaded", generation=version, seconds=round(loaded.seconds, 3))
         return loaded
 
-    async def _switch(self, version: str, decide: Decision | None) -> None:
-        """Serve a generation. `decide` writes the decision; None: others have."""
+    async def _switch(self, version: str, decide: Decision | None, *, again: bool = False) -> None:
+        """Serve a generation. `decide` writes the decision; None: others have. `again`: read on the
+        disk what is in memory, too."""
         started, old, state = time.monotonic(), self._live, None
         self._laps.begin()
+        if again:
+            try:
+                await self._loading.verify_loaded(version, self._places.loaded)
+            except ArtifactError:
+                self._refusals += 1
+                raise
+            self._laps.lap("verify")
         if version == old.version:
             if decide is not None:
                 self._decided(await asyncio.to_thread(decide))

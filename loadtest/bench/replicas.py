@@ -2,7 +2,7 @@
 
 The decision is a line in the registry that this process writes, as `onesearch generations promote`
 and `rollback` do, and announces where there is a Redis to announce in. Weights only, or another
-snapshot too; nobody searches meanwhile. `announced`: Redis is there; `Redis away`: it was killed
+snapshot too; nobody searches meanwhile. `announced`: Redis is there; `Redis away`: it was stopped
 after the servers had started, so they look into the directory.
 """
 
@@ -41,7 +41,7 @@ def measure(stock: Stock, folder: Path, turns: Turns) -> list[Row]:
     redis.start()
     with ExitStack() as stack:
         stack.callback(redis.stop)
-        # Each with a third of the processors at most, and one catalogue that takes changes.
+        # Without changes of the catalogue, of which one server only could take them.
         own = {
             "ONESEARCH_REGISTRY": str(stock.path),
             "ONESEARCH_KEYWORDS": "off",

@@ -234,7 +234,7 @@ def test_an_engine_with_one_set_of_weights_is_tried_between_its_swap_and_the_fli
     assert [len(swapped), swapped[0] is swapped[1]] == [2, False]
     promoted = ask(client, published.second, "promote").json()
     assert promoted["loaded"][0]["golden"]["answered"] == 16
-    assert list(promoted["last_change_ms"]) == ["warm_up", "golden", "decide", "flip"]
+    assert list(promoted["last_change_ms"]) == ["verify", "warm_up", "golden", "decide", "flip"]
 
 
 def test_three_servers_converge_on_what_any_process_promotes(
@@ -336,8 +336,7 @@ def test_a_registry_that_is_gone_is_named_until_it_is_back(
     assert str(path) not in live(client)["problem"]
     assert client.post("/v1/search", json=QUERY).status_code == 200
     assert ask(client, published.second, "promote").status_code >= 400
-    if path.exists():
-        path.rmdir()
+    assert not path.exists()
     away.rename(path)
     until(lambda: not live(client)["problem"])
     assert ask(client, published.second, "promote").status_code == 200

@@ -21,7 +21,8 @@ from server.pipeline import Pipeline
 from server.rollout_guard import Guard
 from server.settings import Settings
 
-SLOW_S = 0.4
+SLOW_S = 1.0
+"""Slower than a champion is on a busy machine, where half a second counts as slow."""
 OWN = {"rollback_searches": 40, "patience": 0}
 Spoil = Callable[[str, Callable[[], None]], None]
 
@@ -142,8 +143,7 @@ def test_a_slow_canary_is_stopped(
     done = [event for event in registry.events() if event["what"] in ("canary-stop", "verdict")]
     assert [event["what"] for event in done] == ["canary-stop", "verdict"]
     assert [done[1]["rule"], done[1]["action"]] == ["slow", "canary-stop"]
-    # What is slow is measured at the champion, which a busy machine makes slow too.
-    assert done[1]["limit_ms"] > 0
+    assert done[1]["limit_ms"] < SLOW_S * 1000
     assert done[1]["share"] > done[1]["allowed"] > done[1]["before"]
     state = registry.aliases()
     assert [state.champion, state.challenger] == [published.first, published.second]
