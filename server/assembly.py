@@ -17,7 +17,7 @@ from server.events.behaviour import start_behaviour
 from server.generation import chosen_paths
 from server.logs import make_logger
 from server.metrics import Metrics
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 from server.start import start_pipeline
 from server.traces import start_traces

@@ -32,13 +32,12 @@ from models.registry.canary import check_no_other, start_canary, stop_canary
 from models.registry.promotion import UNCHANGED
 from models.registry.registry import Provenance, Registry
 from server.canary import ONE_SET_OF_WEIGHTS, Challenger
-from server.choice import Registered, settings_for
-from server.context import UserContexts
+from server.choice import Registered
 from server.figures import Outcome
 from server.laps import Laps
 from server.memory import NotEnoughMemory
-from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.rollout_decisions import Decisions
 from server.rollout_guard import Guard
 from server.rollout_loading import Loaded, Loading
 from server.rollout_places import Places
@@ -46,7 +45,6 @@ from server.rollout_replacement import Replacement
 from server.rollout_retry import Retry
 from server.rollout_status import RolloutStatus
 from server.settings import Settings
-from server.start import start_pipeline
 
 Decision = Callable[[], Aliases]
 
@@ -74,10 +72,11 @@ class Rollout:
         live = Loaded(choice.record, pipeline.live, registered.lease)
         self._places = Places(live, self._loading)
         self._aliases = self.registry.aliases()
-        self._reads, self._turn = True, asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._promotions = self._refusals = 0
         self._problem, self._retry, self._challenger_retry = "", Retry(), Retry()
         self._guard = Guard(self.registry, pipeline.figures, settings, log, self.told)
+        self._decisions = Decisions(self.registry, self._guard, self._retry.reset)
         if choice.alias != "champion":
             self._problem = self.told("; ".join(choice.problems))
             self._retry.wait()
@@ -239,7 +238,7 @@ class Rollout:
         self._loading.close()
 
     async def _follow_champion(self) -> None:
-        state = await self._read_aliases()
+        state = await self._decisions.read(self._aliases, self._live.version)
         if state.revision != self._aliases.revision:
             self._retry.reset()
             self._challenger_retry.reset()
@@ -250,46 +249,17 @@ class Rollout:
             # Known is not served: others may promote while this server loads its first generation.
             return
         async with self._turn:
-            self._aliases = await self._read_aliases()
+            self._aliases = await self._decisions.read(self._aliases, self._live.version)
             target = self._aliases.champion
             if target is None:
                 raise ArtifactError("the registry has no champion")
-            self._check_not_taken_back(self._aliases)
+            self._decisions.check_not_taken_back(self._aliases)
             if target != self._live.version:
                 await self._switch(target, None)
             elif not self._pipeline.has_weights:
                 await self._replacement().refill()
             self._problem = ""
             self._retry.reset()
-
-    async def _read_aliases(self) -> Aliases:
-        """Raises ArtifactError where it is not known what was decided last: what was known before
-        is no decision to go back to it."""
-        known = self._aliases.revision
-        try:
-            state = await asyncio.to_thread(self.registry.aliases)
-            if state.revision < known and not self.registry.exists:
-                raise ArtifactError(
-                    f"the registry's folder is gone; put it back. {self._live.version} serves on"
-                )
-            if state.damaged and state.revision <= known:
-                self._check_not_taken_back(state)
-                raise ArtifactError(f"{state.damaged[0]}; {self._live.version} serves on")
-        except ArtifactError:
-            self._reads = False
-            raise
-        if not self._reads:
-            # What was mended is seen at once.
-            self._reads = True
-            self._retry.reset()
-        return state
-
-    def _check_not_taken_back(self, state: Aliases) -> None:
-        target = state.champion
-        if target is not None and self._guard.took_back(target, state.revision):
-            damaged = "".join(f"; {problem}" for problem in state.damaged)
-            reason = f"{target} was taken back; promote it to have it served again{damaged}"
-            raise ArtifactError(reason)
 
     async def _follow_challenger(self) -> None:
         wanted = self._challenger.wanted(self._aliases, self._live.version)
@@ -419,35 +389,3 @@ class Rollout:
         self._aliases, self._problem = state, ""
         if state.unsynced:
             self._log.warning("decision not synced", detail=self.told(state.unsynced))
-
-
-async def start_rollout(
-    settings: Settings,
-    registered: Registered,
-    metrics: Metrics,
-    log: FilteringBoundLogger,
-    contexts: UserContexts | None = None,
-) -> tuple[Pipeline, Rollout]:
-    """Serve a registry's generation: `start_pipeline`, and what follows the registry.
-
-    Raises as `start_pipeline` does, and ConfigError for golden queries that cannot be read.
-    """
-    choice = registered.choice
-    if choice.problems:
-        log.error(
-            "registry damaged",
-            serving=choice.alias,
-            generation=choice.record.version,
-            problems=list(choice.problems),
-        )
-    if registered.lease is None:
-        log.warning("generation not pinned", detail=registered.unpinned)
-    own = settings_for(settings, registered.registry, choice.record)
-    pipeline = await start_pipeline(own, choice.snapshot, choice.checkpoint, metrics, log, contexts)
-    try:
-        rollout = Rollout(registered, pipeline, settings, log)
-        await rollout.resume()
-        return pipeline, rollout
-    except BaseException:
-        await pipeline.close()
-        raise

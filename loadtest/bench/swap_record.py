@@ -5,8 +5,9 @@ latency   p99 of the answers that were due from the beginning of a swap until SE
 answers   how many were refused, lost, degraded, or not of one generation
 swaps     disk to live: milliseconds of promotions of what was not in memory, and in its parts; what
           was still in memory beside it
-memory    growth of the server and its children, megabytes a swap, by least squares over the swaps
-          after the first round
+memory    growth of the server and its children, megabytes a swap, by least squares
+
+`before` of a row is of the changes that were made before it was counted.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Record:
             (inside if self._is_near(due) else outside).append(latency)
         return inside, outside
 
+    def refused_or_lost(self) -> int:
+        """Of all that were sent."""
+        return self.outcomes.total() - sum(self.outcomes[one] for one in ENDED_WELL)
+
     def failed_during(self) -> int:
         """Refused or lost, and due during a swap."""
         return sum(map(self._is_near, self.failed))
@@ -69,11 +74,10 @@ class Record:
         return any(one.begun <= due <= one.ended + SETTLED_S for one in self.swaps)
 
 
-def table_of(engine: str, rate: float, record: Record) -> list[Row]:
-    """The rows of a run at `rate` requests a second."""
+def table_of(engine: str, rate: float, record: Record, before: Record) -> list[Row]:
+    """The rows of a run at `rate` requests a second; `before`: what was seen before it."""
     setting = {"engine": engine, "requests/s": round(rate), "swaps": len(record.swaps)}
     inside, outside = record.during()
-    total, ended_well = record.outcomes.total(), sum(map(record.outcomes.get, ENDED_WELL, [0, 0]))
     table = [
         row(
             "p99 of answers during swaps",
@@ -88,12 +92,17 @@ def table_of(engine: str, rate: float, record: Record) -> list[Row]:
         row(
             "answers refused or lost",
             setting,
-            float(total - ended_well),
+            float(record.refused_or_lost()),
             {},
             "of all",
-            offered=total,
+            offered=record.outcomes.total(),
             outcomes=dict(record.outcomes),
             during_swaps=record.failed_during(),
+            before={
+                "swaps": len(before.swaps),
+                "offered": before.outcomes.total(),
+                "refused or lost": before.refused_or_lost(),
+            },
         ),
         row(
             "answers of mixed generations",
@@ -104,6 +113,7 @@ def table_of(engine: str, rate: float, record: Record) -> list[Row]:
             checked=len(record.latencies),
             by_model=dict(record.answered_by),
             faults=record.faults[:SHOWN_FAULTS],
+            before={"checked": len(before.latencies), "mixed": len(before.faults)},
         ),
     ]
     for from_disk, what in ((True, "disk to live"), (False, "in memory to live")):
@@ -121,8 +131,7 @@ def table_of(engine: str, rate: float, record: Record) -> list[Row]:
                     slowest_ms=_rounded(max(one.ended - one.begun for one in chosen) * 1000),
                 )
             )
-    settled = [one.memory_mb for one in record.swaps[ROUND:]] or [0.0]
-    slope, half = slope_of(settled)
+    slope, half = slope_of([one.memory_mb for one in record.swaps])
     table.append(
         row(
             "growth of memory",
@@ -132,6 +141,7 @@ def table_of(engine: str, rate: float, record: Record) -> list[Row]:
             "MB/swap",
             ci95=[_rounded(slope - half), _rounded(slope + half)],
             memory_mb=[round(one.memory_mb) for one in record.swaps],
+            before={"memory_mb": [round(one.memory_mb) for one in before.swaps]},
         )
     )
     return table

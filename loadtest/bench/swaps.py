@@ -5,7 +5,8 @@ for a moment, and its answers to all queries are kept. Then the sustainable load
 one at which, for two minutes, all are answered, none refused, and 99 % of them within a quarter of
 a second (vLLM: twenty seconds, one second). At 80 % of it the admin API promotes and rolls back, in
 turns that visit every pair alike: other weights, another snapshot, and back. Every answer is
-checked against the generation that it names.
+checked against the generation that it names. Memory fills up in the first changes, so some go
+before, at the same load and closer together; what was seen of them is told apart.
 
 Tables: `native`, ten minutes with 20 promotions and 5 rollbacks; `vllm`, 5 swaps of the weights in
 an engine that holds one set of them (only where vLLM is installed); what their rows say is told in
@@ -30,6 +31,7 @@ import orjson
 from index.errors import OnesearchError
 from loadtest.bench.load import Ended, Tally, offer, post
 from loadtest.bench.overload import PAUSE_S, WARM_UP_S, demo_pair, in_loop, queries_of, running
+from loadtest.bench.replicas import Turns
 from loadtest.bench.replicas import measure as measure_replicas
 from loadtest.bench.report import Row
 from loadtest.bench.sustainable import BOUND_S, LESS, QUICK, WARM_UP_RATE, lasting_rate
@@ -48,10 +50,13 @@ REFUSED_SHARE = 0.0
 class Plan(NamedTuple):
     """How long, and how many changes of the champion, rollbacks included. `search`: for the
     sustainable rate; `bound_s`: of 99 % of its answers; `first`: the rate that the search begins
-    with; `less`: of one that did not last, what is tried next; `queries`: different ones."""
+    with; `less`: of one that did not last, what is tried next; `queries`: different ones; `before`:
+    changes that are told apart, `before_s` seconds of them. `before` is of whole rounds."""
 
     seconds: float
     changes: int
+    before: int
+    before_s: float
     search: SearchPlan
     bound_s: float = BOUND_S
     first: float = WARM_UP_RATE
@@ -59,11 +64,13 @@ class Plan(NamedTuple):
     queries: int = 60
 
 
-_NATIVE = Plan(600.0, 25, SEARCH._replace(lasts=(15.0, 60.0, 60.0)))
+_NATIVE = Plan(600.0, 25, 10 * ROUND, 200.0, SEARCH._replace(lasts=(15.0, 60.0, 60.0)))
 # Everything in five minutes, of which vLLM takes one to start.
 _VLLM = Plan(
     50.0,
     5,
+    ROUND,
+    25.0,
     SEARCH._replace(steps=1, lasts=(20.0,)),
     bound_s=1.0,
     first=2.0,
@@ -73,7 +80,11 @@ _VLLM = Plan(
 PLANS = {
     ("native", False): _NATIVE,
     ("native", True): _NATIVE._replace(
-        seconds=40.0, changes=5, search=SEARCH._replace(lasts=(15.0,))
+        seconds=40.0,
+        changes=5,
+        before=ROUND,
+        before_s=20.0,
+        search=SEARCH._replace(lasts=(15.0,)),
     ),
     ("vllm", False): _VLLM,
     ("vllm", True): _VLLM._replace(seconds=40.0),
@@ -139,13 +150,14 @@ def _run(engine: str, quick: bool, snapshot: Path | None, checkpoint: Path | Non
         }
         with running([], folder, settings) as (port, process):
             queries = queries_of(snapshot)[: plan.queries]
-            record, rate = in_loop(_measure(port, process, stock, queries, plan))
-    return table_of(engine, rate, record)
+            before, record, rate = in_loop(_measure(port, process, stock, queries, plan))
+    return table_of(engine, rate, record, before)
 
 
 async def _measure(
     port: int, process: int, stock: Stock, queries: Sequence[str], plan: Plan
-) -> tuple[Record, float]:
+) -> tuple[Record, Record, float]:
+    """What was seen before, what is counted, and the rate of requests."""
     random = np.random.default_rng(3)
     requests = {
         query: post("/v1/search", orjson.dumps({"query": query, "limit": LIMIT}))
@@ -172,14 +184,22 @@ async def _measure(
         rate = LOAD * await lasting_rate(
             at, plan.search, REFUSED_SHARE, plan.bound_s, plan.first, plan.less
         )
-        record = Record()
-        seen = _watcher(record, judge)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_swap(client, process, stock, plan, record))
-            group.create_task(
-                offer(port, every, rate=rate, seconds=plan.seconds, random=random, seen=seen)
-            )
-    return record, rate
+        changes = turns(stock.versions, plan.before + plan.changes)
+
+        async def under_load(part: Turns, champion: str, seconds: float) -> Record:
+            record = Record()
+            seen = _watcher(record, judge)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_swap(client, process, part, champion, seconds, record))
+                group.create_task(
+                    offer(port, every, rate=rate, seconds=seconds, random=random, seen=seen)
+                )
+            return record
+
+        before = await under_load(changes[: plan.before], stock.first, plan.before_s)
+        champion = changes[plan.before - 1][1]
+        record = await under_load(changes[plan.before :], champion, plan.seconds)
+    return before, record, rate
 
 
 def _watcher(record: Record, judge: Judge) -> Callable[[Ended], None]:
@@ -209,12 +229,16 @@ def _check_different(judge: Judge, queries: Sequence[str]) -> None:
 
 
 async def _swap(
-    client: httpx.AsyncClient, process: int, stock: Stock, plan: Plan, record: Record
+    client: httpx.AsyncClient,
+    process: int,
+    changes: Turns,
+    champion: str,
+    seconds: float,
+    record: Record,
 ) -> None:
     """Change the champion at even distances, the first after half of one."""
-    started, every = time.perf_counter(), plan.seconds / plan.changes
-    champion = stock.first
-    for number, (rolls_back, target) in enumerate(turns(stock.versions, plan.changes)):
+    started, every = time.perf_counter(), seconds / len(changes)
+    for number, (rolls_back, target) in enumerate(changes):
         due = started + every * (number + 0.5)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         facts = await _get(client, "/admin/generations")

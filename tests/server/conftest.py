@@ -42,7 +42,7 @@ from server.pipeline import Pipeline
 from server.redis.connection import RedisConnection
 from server.redis.embedded import Binary, EmbeddedServer, packaged_binary, program_version
 from server.redis.keys import Keys
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.schemas import Item, SearchRequest, SearchResponse
 from server.search import CatalogueStatus, ChangeOutcome, Serving
 from server.settings import Settings

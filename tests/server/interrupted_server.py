@@ -37,7 +37,8 @@ from server.choice import choose_registered
 from server.cli.serve import bind
 from server.logs import make_logger
 from server.metrics import Metrics
-from server.rollout import Rollout, start_rollout
+from server.rollout import Rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -22,7 +22,7 @@ from server.cache import LruCache
 from server.choice import choose_registered
 from server.logs import make_logger
 from server.metrics import Metrics
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 
 Follow = Callable[..., httpx.Client]

@@ -16,7 +16,7 @@ from server.canary import ONE_SET_OF_WEIGHTS, Challenger, experiment_of
 from server.choice import choose_registered
 from server.logs import make_logger
 from server.metrics import Metrics
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 
 USERS = [f"u{number}" for number in range(40)]

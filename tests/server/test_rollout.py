@@ -24,7 +24,7 @@ from models.registry.registry import Provenance, Registry
 from server.choice import choose_registered
 from server.logs import make_logger
 from server.metrics import Metrics
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 
 PATIENCE_S = 60.0

@@ -25,7 +25,7 @@ from server.app import create_app
 from server.choice import choose_registered
 from server.logs import make_logger
 from server.metrics import Metrics
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.schemas import SearchRequest
 from server.settings import Settings
 from server.start import start_pipeline

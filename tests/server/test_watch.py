@@ -28,7 +28,7 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.redis.announcements import Announcement, announce_once, announcements_of
 from server.redis.embedded import answers, find_binary, socket_of
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 from server.watch import Watch
 

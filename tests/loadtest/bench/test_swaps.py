@@ -1,6 +1,5 @@
 """What the benchmark of swaps calls a fault, which answers it counts to a swap, and its rows."""
 
-import asyncio
 import math
 from collections import Counter
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 import pytest
 
 from loadtest.bench import swaps
-from loadtest.bench.load import Tally
-from loadtest.bench.sustainable import lasting_rate
 from loadtest.bench.swap_record import Record, Swap, slope_of, table_of
 from loadtest.bench.swap_stock import Judge, Stock
 
@@ -69,26 +66,6 @@ def test_growth_has_an_interval():
     assert slope_of([5.0, 5.0]) == (0.0, math.inf)
 
 
-def test_the_rate_is_one_that_lasts():
-    """For five seconds this server lets in half as much again as it answers."""
-    tried: list[tuple[float, float]] = []
-
-    async def at(rate: float, seconds: float) -> Tally:
-        tried.append((rate, seconds))
-        carried = 150.0 if seconds < 5 else 100.0
-        found = Tally(seconds=seconds, offered=2)
-        found.add("200", 0.05)
-        found.add("200" if rate <= carried else "503", 0.05)
-        return found
-
-    plan = swaps.PLANS["native", False]
-    rate = asyncio.run(lasting_rate(at, plan.search, swaps.REFUSED_SHARE, plan.bound_s, plan.first))
-    assert 100 * plan.less <= rate <= 100
-    assert [one for one in tried if one[0] == rate] == [
-        (rate, lasts) for lasts in plan.search.lasts
-    ]
-
-
 def test_every_pair_is_visited_alike_and_the_target_is_never_the_champion():
     champion, previous = "1", "3"
     visited, rolled_back = Counter[tuple[str, str]](), set[tuple[str, str]]()
@@ -111,12 +88,22 @@ def test_rows_tell_what_was_not_whole():
     record.outcomes.update({"200": 7, "503": 2, "degraded": 1})
     record.failed = [1.2, 9.0]
     record.faults.append("mixed")
-    table = table_of("native", 10.0, record)
+    before = Record([Swap("promotion", 0.5, 0.6, False, {}, 90.0)])
+    before.outcomes.update({"200": 3, "503": 1})
+    before.faults.append("mixed")
+    table = table_of("native", 10.0, record, before)
     rows = {row["what"]: row for row in table}
     assert rows["p99 of answers during swaps"]["ratio"] == {"outside of swaps": 0.3333}
     assert rows["answers refused or lost"]["ours"] == 2
     assert rows["answers refused or lost"]["during_swaps"] == 1
+    assert rows["answers refused or lost"]["before"] == {
+        "swaps": 1,
+        "offered": 4,
+        "refused or lost": 1,
+    }
     assert rows["answers of mixed generations"]["ours"] == 1
     assert rows["answers of mixed generations"]["faults"] == ["mixed"]
+    assert rows["answers of mixed generations"]["before"] == {"checked": 0, "mixed": 1}
     assert rows["disk to live"]["parts_ms"] == {"open": 5.0}
     assert rows["growth of memory"]["ours"] == 0
+    assert rows["growth of memory"]["before"] == {"memory_mb": [90]}

@@ -35,7 +35,7 @@ from server.metrics import Metrics
 from server.redis.connection import RedisConnection
 from server.redis.embedded import EmbeddedServer, find_binary
 from server.redis.keys import Keys
-from server.rollout import start_rollout
+from server.rollout_start import start_rollout
 from server.settings import Settings
 
 USERS = 160
