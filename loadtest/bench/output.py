@@ -116,7 +116,9 @@ def _draw(what: str, rows: Sequence[Row], caption: str, file: Path) -> None:
         middles = [index * (len(names) + 1) + (len(names) - 1) / 2 for index in range(len(rows))]
         plot.set_yticks(middles, [setting_text(one["setting"]) for one in rows], fontsize=7)
         plot.invert_yaxis()
-        plot.set(xscale="log", xlabel=rows[0]["unit"])
+        # A count may be 0, and a slope below it.
+        positive = all((_value(one, name) or 0.0) > 0 for one in rows for name in names)
+        plot.set(xscale="log" if positive else "linear", xlabel=rows[0]["unit"])
     plot.set_title(what, fontsize=10)
     plot.legend(fontsize=8)
     plot.grid(alpha=0.3, which="both" if axis else "major")
