@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -55,7 +56,7 @@ def bench(
     table: Annotated[
         str | None,
         typer.Option(
-            help="Only this part; 'list' names the parts. Not with --snapshot, which runs all."
+            help="Only this part; 'list' names the parts. With --snapshot for overload and swaps."
         ),
     ] = None,
     snapshot: Annotated[
@@ -121,16 +122,18 @@ def _chosen(
     """What to run. Raises ConfigError for parts or options that the benchmark does not have."""
     if (snapshot is None) != (checkpoint is None):
         raise ConfigError("--snapshot and --checkpoint go together")
-    if snapshot is not None:
-        if "snapshot" not in signature(module.rows).parameters or table is not None:
-            raise ConfigError(
-                "--snapshot and --checkpoint are for all of "
-                "`bench engine|parity|overload|keywords|swaps|footprint`, not a --table"
-            )
-        return lambda quick: module.rows(quick, snapshot=snapshot, checkpoint=checkpoint)
-    if table is None:
-        return module.rows
-    parts = _tables(module)
-    if table not in parts:
-        raise ConfigError(f"`bench {name}` has no table {table!r}; it has {', '.join(parts)}")
-    return parts[table]
+    work = module.rows
+    if table is not None:
+        parts = _tables(module)
+        if table not in parts:
+            raise ConfigError(f"`bench {name}` has no table {table!r}; it has {', '.join(parts)}")
+        work = parts[table]
+    if snapshot is None:
+        return work
+    if "snapshot" not in signature(work).parameters:
+        raise ConfigError(
+            "--snapshot and --checkpoint are for all of "
+            "`bench engine|parity|overload|keywords|swaps|footprint`, with a --table for those of "
+            "overload and swaps"
+        )
+    return partial(work, snapshot=snapshot, checkpoint=checkpoint)

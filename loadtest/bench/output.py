@@ -106,18 +106,21 @@ def _draw(what: str, rows: Sequence[Row], caption: str, file: Path) -> None:
     plot = figure.subplots()
     if axis:
         for name in names:
-            known = [(one["setting"][axis], value) for one in rows if (value := _value(one, name))]
+            values = [(one["setting"][axis], _value_of(one, name) or 0.0) for one in rows]
+            known = [(place, value) for place, value in values if value > 0]
             plot.plot(*zip(*known, strict=True), marker="o", label=name) if known else None
         plot.set(xscale="log", yscale="log", xlabel=axis, ylabel=rows[0]["unit"])
     else:
         for place, name in enumerate(names):
             heights = [index * (len(names) + 1) + place for index in range(len(rows))]
-            plot.barh(heights, [_value(one, name) or 0.0 for one in rows], height=0.9, label=name)
+            lengths = [_value_of(one, name) or 0.0 for one in rows]
+            plot.barh(heights, lengths, height=0.9, label=name)
         middles = [index * (len(names) + 1) + (len(names) - 1) / 2 for index in range(len(rows))]
         plot.set_yticks(middles, [setting_text(one["setting"]) for one in rows], fontsize=7)
         plot.invert_yaxis()
         # A count may be 0, and a slope below it.
-        positive = all((_value(one, name) or 0.0) > 0 for one in rows for name in names)
+        known = [_value_of(one, name) for one in rows for name in names]
+        positive = all(value is None or value > 0 for value in known)
         plot.set(xscale="log" if positive else "linear", xlabel=rows[0]["unit"])
     plot.set_title(what, fontsize=10)
     plot.legend(fontsize=8)
@@ -137,6 +140,6 @@ def _axis_of(rows: Sequence[Row]) -> str | None:
     return varying[0] if numeric and len(values) > 2 else None
 
 
-def _value(one: Row, name: str) -> float | None:
+def _value_of(one: Row, name: str) -> float | None:
     value = one[OURS] if name == OURS else one["peers"].get(name)
-    return value if isinstance(value, int | float) and value > 0 else None
+    return value if isinstance(value, int | float) else None

@@ -75,14 +75,18 @@ def rows(
     return _run(quick, snapshot, checkpoint, (_rates, _clients))
 
 
-def rates(quick: bool = False) -> list[Row]:
+def rates(
+    quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
+) -> list[Row]:
     """Open loop at 80 … 400 % of the sustainable load."""
-    return _run(quick, None, None, (_rates,))
+    return _run(quick, snapshot, checkpoint, (_rates,))
 
 
-def clients(quick: bool = False) -> list[Row]:
+def clients(
+    quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
+) -> list[Row]:
     """Clients that come back at once, with deadlines of 100 ms."""
-    return _run(quick, None, None, (_clients,))
+    return _run(quick, snapshot, checkpoint, (_clients,))
 
 
 TABLES = {"rates": rates, "clients": clients}

@@ -101,23 +101,29 @@ def rows(
     return found + _replicas(quick, snapshot, checkpoint)
 
 
-def native(quick: bool = False) -> list[Row]:
+def native(
+    quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
+) -> list[Row]:
     """20 promotions and 5 rollbacks in ten minutes."""
-    return _run("native", quick, None, None)
+    return _run("native", quick, snapshot, checkpoint)
 
 
-def vllm(quick: bool = False) -> list[Row]:
+def vllm(
+    quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
+) -> list[Row]:
     """5 swaps. Raises OnesearchError where vLLM is not installed."""
     if find_spec("vllm") is None:
         raise OnesearchError(
             "vLLM is not installed here; make vllm-env, then run .venv-vllm/bin/onesearch"
         )
-    return _run("vllm", quick, None, None)
+    return _run("vllm", quick, snapshot, checkpoint)
 
 
-def replicas(quick: bool = False) -> list[Row]:
+def replicas(
+    quick: bool = False, *, snapshot: Path | None = None, checkpoint: Path | None = None
+) -> list[Row]:
     """How long after a decision the last of three servers serves it, with Redis and without."""
-    return _replicas(quick, None, None)
+    return _replicas(quick, snapshot, checkpoint)
 
 
 TABLES = {"native": native, "vllm": vllm, "replicas": replicas}

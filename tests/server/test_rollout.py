@@ -4,7 +4,6 @@ import asyncio
 import gc
 import io
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,17 +25,7 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.rollout_start import start_rollout
 from server.settings import Settings
-
-PATIENCE_S = 60.0
-QUERY = {"query": "red oak desk", "limit": 36, "explain": True}
-
-
-def ask(client: httpx.Client, version: str, what: str, **body: Any) -> httpx.Response:
-    return client.post(f"/admin/generations/{version}:{what}", json=body)
-
-
-def live(client: httpx.Client) -> dict[str, Any]:
-    return {"canary": None} | client.get("/readyz").json()["generation"]
+from tests.server.followed import QUERY, ask, live, until
 
 
 def tables(published: Any) -> dict[tuple[str, str], dict[str, str]]:
@@ -49,13 +38,6 @@ def tables(published: Any) -> dict[tuple[str, str], dict[str, str]]:
         sids = {item: snapshot.layout.format(row) for item, row in zip(ids, codes, strict=True)}
         found[record.pairing.checkpoint, record.pairing.snapshot] = sids
     return found
-
-
-def until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def test_searches_during_swaps_never_fail_and_never_mix(
@@ -261,86 +243,6 @@ def test_three_servers_converge_on_what_any_process_promotes(
         promoted = client.post(f"{one}/admin/generations/{published.second}:promote", json={})
         assert promoted.status_code == 200
         until(lambda: served() == {published.second})
-
-
-def test_a_champion_that_cannot_be_loaded_is_not_served_and_the_server_says_why(
-    published: Any, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("server.rollout_retry.RETRY_S", 0.2)
-    client, registry = follow(), published.registry
-    _, checkpoint = registry.paths(registry.record(published.second))
-    config = checkpoint / "config.json"
-    whole = config.read_bytes()
-    config.write_bytes(b" " * len(whole))
-    promotion.promote(registry, published.second, verify=False)
-    until(lambda: live(client)["problem"] != "")
-    told = live(client)
-    assert [told["version"], told["champion"]] == [published.first, published.second]
-    assert told["alias"] == "previous"
-    assert f"checkpoints/{checkpoint.name}/config.json" in told["problem"]
-    assert "onesearch_generation_behind 1.0" in client.get("/metrics").text
-    assert client.post("/v1/search", json=QUERY).status_code == 200
-    config.write_bytes(whole)
-    until(lambda: live(client)["version"] == published.second)
-    assert live(client)["problem"] == ""
-
-
-@pytest.mark.parametrize("seen", [True, False])
-def test_aliases_that_cannot_be_read_change_nothing_and_are_named(
-    published: Any,
-    follow: Callable[..., httpx.Client],
-    monkeypatch: pytest.MonkeyPatch,
-    seen: bool,
-):
-    """Whether the server had followed the state whose file is damaged, or never saw it."""
-    # What is mended is seen without waiting for another try.
-    monkeypatch.setattr("server.rollout_retry.RETRY_S", 10 * PATIENCE_S)
-    client, registry = follow(), published.registry
-    served = published.second if seen else published.first
-    if seen:
-        assert ask(client, published.second, "promote").status_code == 200
-        newest = max(registry.alias_history.revisions())
-    else:
-        newest = max(registry.alias_history.revisions()) + 1
-    file = registry.path / "aliases" / f"{newest:08}.json"
-    whole = file.read_bytes() if seen else b""
-    file.write_bytes(whole[: len(whole) // 2])
-    until(lambda: file.name in live(client)["problem"])
-    assert live(client)["version"] == served
-    assert str(registry.path) not in live(client)["problem"]
-    assert client.post("/v1/search", json=QUERY).status_code == 200
-    # The next promotion writes a state that can be read.
-    assert ask(client, published.foreign, "promote").status_code == 200
-    until(lambda: not live(client)["problem"])
-    assert live(client)["version"] == published.foreign
-    if seen:
-        # Mended, not replaced.
-        newer = max(registry.alias_history.revisions())
-        file = registry.path / "aliases" / f"{newer:08}.json"
-        whole = file.read_bytes()
-        file.write_bytes(b"")
-        until(lambda: file.name in live(client)["problem"])
-        file.write_bytes(whole)
-        until(lambda: not live(client)["problem"])
-        assert live(client)["version"] == published.foreign
-
-
-def test_a_registry_that_is_gone_is_named_until_it_is_back(
-    published: Any, follow: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("server.rollout_retry.RETRY_S", 10 * PATIENCE_S)
-    client, path = follow(), published.registry.path
-    away = path.rename(path.with_name("away"))
-    until(lambda: "folder is gone" in live(client)["problem"])
-    assert live(client)["version"] == published.first
-    assert str(path) not in live(client)["problem"]
-    assert client.post("/v1/search", json=QUERY).status_code == 200
-    assert ask(client, published.second, "promote").status_code >= 400
-    assert not path.exists()
-    away.rename(path)
-    until(lambda: not live(client)["problem"])
-    assert ask(client, published.second, "promote").status_code == 200
-    assert live(client)["version"] == published.second
 
 
 @pytest.mark.parametrize("part", ["snapshot", "checkpoint"])

@@ -57,3 +57,13 @@ def test_parts_without_tables_run_as_a_whole(monkeypatch, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["rows"] == []
     assert main(["bench", "whole", "--table", "nope"]) == 2
     assert "it has all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("swaps", one) for one in ("native", "vllm", "replicas")] + [("overload", "rates")],
+)
+def test_a_table_takes_a_pair(name: str, table: str):
+    snapshot, checkpoint = Path("snapshot"), Path("checkpoint")
+    work = cli._chosen(name, cli._module(name), table, snapshot, checkpoint)
+    assert work.keywords == {"snapshot": snapshot, "checkpoint": checkpoint}

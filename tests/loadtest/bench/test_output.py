@@ -65,3 +65,13 @@ def test_others_are_not_us():
     assert os.getpid() not in before and os.getppid() in before
     assert others_share(dict.fromkeys(before, float("inf")), 1.0) <= 0
     assert others_share({}, 1.0) > 0
+
+
+def test_a_plot_has_no_logarithm_of_nothing(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    machine, shown = describe_machine(), dict[float, str]()
+    for value in (0.0, 30.0):
+        rows = [row("a", {"b": "c"}, value, {"d": "none"}, "ms")]
+        plot = write_report(str(value), {"machine": machine, "rows": rows}, tmp_path)[1]
+        shown[value] = plot.read_text()
+    assert {value: "10^" in text for value, text in shown.items()} == {0.0: False, 30.0: True}
