@@ -23,14 +23,16 @@ from server.legality import illegality
 from server.pipeline import Pipeline
 from server.schemas import Hit, SearchRequest
 
-SAMPLED_TITLES = 16
+SAMPLED_TITLES = 8
 MAX_QUERIES = 200
 HITS = 10
 TIMEOUT_S = 10.0
 """Of one query; it waits in the engine's queue behind searches."""
 TRIES = 3
 GIVE_WAY = 2.0
-"""Where searches are in the engine, a pause may be so many times as long as a query took."""
+"""Where searches are in the engine, a pause may be so many times as long as a query took,"""
+CALM_S = 1.0
+"""or its share of this, if that is longer: the sampled ones meet few searches, and end soon."""
 AT_ONCE = 8
 """An engine that answers several at a time is no faster with more."""
 
@@ -92,19 +94,20 @@ async def run_golden(
     beside: bool = True,
 ) -> Golden:
     """Search them all. `beside`: they come on top of searches that are being served, so one after
-    the other, and where others are in the engine then, a pause of GIVE_WAY times what each took, or
-    until they are done; else searches wait for them, so AT_ONCE together.
+    the other, each when nobody else is in the engine, or after a pause of GIVE_WAY times what the
+    last one took, or of its share of CALM_S; else searches wait for them, so AT_ONCE together.
 
     Raises ArtifactError that names the query for an answer that is not legal, and when fewer than
     `floor` of the queries find anything.
     """
-    started, answered, itself = time.monotonic(), 0, 0
+    started, answered, itself, took = time.monotonic(), 0, 0, 0.0
     at_once = 1 if beside else AT_ONCE
     for first in range(0, len(queries), at_once):
+        if beside:
+            await pipeline.calm(max(GIVE_WAY * took, CALM_S / len(queries)))
         some, asked = queries[first : first + at_once], time.monotonic()
         found = await _found(pipeline, generation, some)
-        if beside:
-            await pipeline.calm(GIVE_WAY * (time.monotonic() - asked))
+        took = time.monotonic() - asked
         for query, hits in zip(some, found, strict=True):
             for hit in hits:
                 if wrong := illegality(generation.view, hit):
