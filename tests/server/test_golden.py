@@ -7,7 +7,7 @@ import pytest
 
 from index.errors import ArtifactError, ConfigError
 from server.generation import Generation
-from server.golden import AT_ONCE, GoldenQuery, read_queries, run_golden, sampled_titles
+from server.golden import AT_ONCE, CALM_S, GIVE_WAY, GoldenQuery, read_queries, run_golden, sampled_titles
 from server.schemas import Hit
 
 
@@ -16,17 +16,19 @@ class Finding:
 
     def __init__(self, hits: list[Hit], degraded: tuple[str, ...] = ()) -> None:
         self.found, self.asked = (hits, degraded), 0
-        self.inside = self.most = self.pauses = 0
+        self.inside = self.most = 0
+        self.waits: list[float] = []
+        self.takes_s = 0.0
 
     async def calm(self, at_most_s: float) -> None:
-        assert at_most_s >= 0
-        self.pauses += 1
+        assert self.asked == len(self.waits)
+        self.waits.append(at_most_s)
 
     async def try_out(self, *_: Any) -> Any:
         self.asked += 1
         self.inside += 1
         self.most = max(self.most, self.inside)
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.takes_s)
         self.inside -= 1
         return self.found
 
@@ -83,10 +85,21 @@ def test_beside_searches_they_come_alone_and_else_together(generation: Generatio
         golden = asyncio.run(run_golden(pipeline, generation, queries, 0.9, beside=beside))
         assert [golden.answered, pipeline.asked] == [len(queries)] * 2
         assert pipeline.most == most
-        assert pipeline.pauses == (len(queries) if beside else 0)
+        assert len(pipeline.waits) == (len(queries) if beside else 0)
     broken: Any = Finding([hit(generation, "i3", score=float("inf"))])
     with pytest.raises(ArtifactError, match="'red desk 0'"):
         asyncio.run(run_golden(broken, generation, queries, 0.9, beside=False))
+
+
+def test_they_wait_for_their_share_of_a_second_or_as_the_last_one_took(generation: Generation):
+    queries = [GoldenQuery(f"red desk {number}") for number in range(100)]
+    for takes_s, longer in ((0.0, False), (0.02, True)):
+        pipeline: Any = Finding([hit(generation, "i3")])
+        pipeline.takes_s = takes_s
+        asyncio.run(run_golden(pipeline, generation, queries, 0.9))
+        first, *others = pipeline.waits
+        assert first == CALM_S / 100
+        assert min(others) >= (GIVE_WAY * takes_s if longer else first)
 
 
 def test_nothing_illegal_passes(generation: Generation):
