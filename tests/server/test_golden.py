@@ -7,7 +7,15 @@ import pytest
 
 from index.errors import ArtifactError, ConfigError
 from server.generation import Generation
-from server.golden import AT_ONCE, CALM_S, GIVE_WAY, GoldenQuery, read_queries, run_golden, sampled_titles
+from server.golden import (
+    AT_ONCE,
+    CALM_S,
+    GIVE_WAY,
+    GoldenQuery,
+    read_queries,
+    run_golden,
+    sampled_titles,
+)
 from server.schemas import Hit
 
 

@@ -21,6 +21,7 @@ from index.snapshot import Snapshot
 from models.registry import promotion
 from models.registry.registry import Provenance, Registry
 from server.choice import choose_registered
+from server.golden import SAMPLED_TITLES
 from server.logs import make_logger
 from server.metrics import Metrics
 from server.rollout_start import start_rollout
@@ -215,7 +216,7 @@ def test_an_engine_with_one_set_of_weights_is_tried_between_its_swap_and_the_fli
     # The new weights, then the old ones again.
     assert [len(swapped), swapped[0] is swapped[1]] == [2, False]
     promoted = ask(client, published.second, "promote").json()
-    assert promoted["loaded"][0]["golden"]["answered"] == 16
+    assert promoted["loaded"][0]["golden"]["answered"] == SAMPLED_TITLES
     assert list(promoted["last_change_ms"]) == ["verify", "warm_up", "golden", "decide", "flip"]
 
 
