@@ -23,7 +23,8 @@ from server.legality import illegality
 from server.pipeline import Pipeline
 from server.schemas import Hit, SearchRequest
 
-SAMPLED_TITLES = 8
+SAMPLED_TITLES = 10
+"""One of them may find nothing under the usual floor."""
 MAX_QUERIES = 200
 HITS = 10
 TIMEOUT_S = 10.0

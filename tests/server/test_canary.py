@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +17,10 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.rollout_start import start_rollout
 from server.settings import Settings
+from tests.server.followed import ask, damaged, until
 
 USERS = [f"u{number}" for number in range(40)]
 Follow = Callable[..., httpx.Client]
-
-
-def ask(client: httpx.Client, version: str, what: str, **body: Any) -> httpx.Response:
-    return client.post(f"/admin/generations/{version}:{what}", json=body)
 
 
 def canary_of(client: httpx.Client) -> dict[str, Any]:
@@ -39,13 +35,6 @@ def search(client: httpx.Client, user: str) -> dict[str, Any]:
 
 def arms(client: httpx.Client) -> dict[str, str | None]:
     return {user: search(client, user)["arm"] for user in USERS}
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def test_a_share_of_the_users_is_answered_by_the_challenger_on_every_server(
@@ -145,19 +134,15 @@ def test_where_the_challenger_cannot_be_loaded_everybody_gets_the_champion(
 ):
     monkeypatch.setattr("server.rollout_retry.RETRY_S", 0.2)
     client, registry = follow(), published.registry
-    _, checkpoint = registry.paths(registry.record(published.second))
-    config = checkpoint / "config.json"
-    whole = config.read_bytes()
-    config.write_bytes(b" " * len(whole))
-    assert ask(client, published.second, "canary", share=0.5).status_code == 409
-    assert registry.aliases().canary is None
-    start_canary(registry, published.second, 0.5, verify=False)
-    until(lambda: canary_of(client).get("problem", "") != "")
-    assert "config.json" in canary_of(client)["problem"]
-    assert not canary_of(client)["served"]
-    assert set(arms(client).values()) == {None}
-    assert "onesearch_canary_behind 1.0" in client.get("/metrics").text
-    config.write_bytes(whole)
+    with damaged(registry, published.second) as file:
+        assert ask(client, published.second, "canary", share=0.5).status_code == 409
+        assert registry.aliases().canary is None
+        start_canary(registry, published.second, 0.5, verify=False)
+        until(lambda: canary_of(client).get("problem", "") != "")
+        assert file in canary_of(client)["problem"]
+        assert not canary_of(client)["served"]
+        assert set(arms(client).values()) == {None}
+        assert "onesearch_canary_behind 1.0" in client.get("/metrics").text
     until(lambda: canary_of(client)["served"])
     assert canary_of(client)["problem"] == ""
     assert set(arms(client).values()) == {"champion", "challenger"}

@@ -11,12 +11,14 @@ from server.golden import (
     AT_ONCE,
     CALM_S,
     GIVE_WAY,
+    SAMPLED_TITLES,
     GoldenQuery,
     read_queries,
     run_golden,
     sampled_titles,
 )
 from server.schemas import Hit
+from server.settings import GOLDEN_FLOOR
 
 
 class Finding:
@@ -119,6 +121,26 @@ def test_nothing_illegal_passes(generation: Generation):
     ):
         with pytest.raises(ArtifactError, match="'red desk'"):
             run(Finding([hit(generation, "i4"), bad]), generation, query)
+
+
+def test_of_sampled_titles_one_may_find_nothing(generation: Generation):
+    class Missing(Finding):
+        """Finds nothing for the first queries."""
+
+        nothing_for = 1
+
+        async def try_out(self, *_: Any) -> Any:
+            found, degraded = await super().try_out()
+            return (found if self.asked > self.nothing_for else []), degraded
+
+    titles = [GoldenQuery(f"title {number}") for number in range(SAMPLED_TITLES)]
+    some: Any = Missing([hit(generation, "i3")])
+    golden = asyncio.run(run_golden(some, generation, titles, GOLDEN_FLOOR))
+    assert golden.answered == SAMPLED_TITLES - 1
+    fewer: Any = Missing([hit(generation, "i3")])
+    fewer.nothing_for = 2
+    with pytest.raises(ArtifactError, match=r"the floor is 0\.9"):
+        asyncio.run(run_golden(fewer, generation, titles, GOLDEN_FLOOR))
 
 
 def test_the_floor_and_a_busy_engine(generation: Generation):

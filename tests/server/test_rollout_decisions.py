@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from models.registry import promotion
-from tests.server.followed import PATIENCE_S, QUERY, ask, live, until
+from tests.server.followed import PATIENCE_S, QUERY, ask, damaged, live, until
 
 
 def test_a_champion_that_cannot_be_loaded_is_not_served_and_the_server_says_why(
@@ -16,19 +16,15 @@ def test_a_champion_that_cannot_be_loaded_is_not_served_and_the_server_says_why(
 ):
     monkeypatch.setattr("server.rollout_retry.RETRY_S", 0.2)
     client, registry = follow(), published.registry
-    _, checkpoint = registry.paths(registry.record(published.second))
-    config = checkpoint / "config.json"
-    whole = config.read_bytes()
-    config.write_bytes(b" " * len(whole))
-    promotion.promote(registry, published.second, verify=False)
-    until(lambda: live(client)["problem"] != "")
-    told = live(client)
-    assert [told["version"], told["champion"]] == [published.first, published.second]
-    assert told["alias"] == "previous"
-    assert f"checkpoints/{checkpoint.name}/config.json" in told["problem"]
-    assert "onesearch_generation_behind 1.0" in client.get("/metrics").text
-    assert client.post("/v1/search", json=QUERY).status_code == 200
-    config.write_bytes(whole)
+    with damaged(registry, published.second) as file:
+        promotion.promote(registry, published.second, verify=False)
+        until(lambda: live(client)["problem"] != "")
+        told = live(client)
+        assert [told["version"], told["champion"]] == [published.first, published.second]
+        assert told["alias"] == "previous"
+        assert file in told["problem"]
+        assert "onesearch_generation_behind 1.0" in client.get("/metrics").text
+        assert client.post("/v1/search", json=QUERY).status_code == 200
     until(lambda: live(client)["version"] == published.second)
     assert live(client)["problem"] == ""
 

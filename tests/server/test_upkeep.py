@@ -24,6 +24,7 @@ from server.logs import make_logger
 from server.metrics import Metrics
 from server.rollout_start import start_rollout
 from server.settings import Settings
+from tests.server.followed import until
 
 ITEMS = "/v1/items"
 BUILT = {"brand": ["Acme", "Nord"]}
@@ -61,13 +62,6 @@ def follow(registry: Registry, start_server: Callable[[Any], httpx.Client]) -> S
         )
 
     return start
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def found(client: httpx.Client, **fields: Any) -> set[str]:
